@@ -1,0 +1,1 @@
+"""Checkpoints: safetensors and GGUF files, naming rules, where models come from."""

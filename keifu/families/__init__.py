@@ -1,0 +1,1 @@
+"""Families: one file a family; load_model."""

@@ -1,0 +1,1 @@
+"""Inference: the engine, its scheduler, sampling."""

@@ -1,0 +1,1 @@
+"""LM: the interface every program is written against, and its implementations."""

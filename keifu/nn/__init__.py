@@ -1,0 +1,1 @@
+"""Parts of language models: mixers, norms, positions, experts, state, kernels."""

@@ -1,0 +1,1 @@
+"""The HTTP API: OpenAI and Anthropic shapes over the engine."""
