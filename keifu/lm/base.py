@@ -1,0 +1,99 @@
+"""The LM interface: what every program above this floor is written against."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from keifu.inference.request import Completion, Message, Sampling, Score
+from keifu.inference.stream import Stream
+
+Prompt = str | Sequence[int]
+"""A text (special tokens in it are plain text) or token ids (taken as they are)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatOptions:
+    """What a chat request asks beyond sampling."""
+
+    tools: Sequence[Mapping[str, Any]] = ()
+    """Functions the model may call, in OpenAI's shape ({"type": "function", "function": {...}})."""
+    tool_choice: str | Mapping[str, Any] = "auto"
+    """"auto", "none", "required", or {"type": "function", "function": {"name": ...}}."""
+    response_format: Mapping[str, Any] | None = None
+    """{"type": "json_object"} or {"type": "json_schema", "json_schema": {"schema": ...}}."""
+    template_options: Mapping[str, Any] | None = None
+    """Extra variables for the chat template."""
+    continue_final: bool = False
+    """Continue the last assistant message instead of starting a new one."""
+
+
+class LM(ABC):
+    """A language model, wherever it runs: this process, a server, a script of replies.
+
+    Implementations give the four streaming or awaitable primitives (`complete_stream`,
+    `chat_stream`, `ascore`, `aembed`); everything else is derived here. Keyword arguments of
+    `complete` and `chat` are the fields of `Sampling` and, for chat, of `ChatOptions`; one left
+    out takes the model's own default (`defaults`).
+    """
+
+    name: str
+    """What the model is called in listings and responses."""
+    context: int
+    """Most tokens of prompt and output together."""
+    defaults: Mapping[str, Any] = {}
+    """Sampling fields that the checkpoint recommends."""
+
+    @abstractmethod
+    def complete_stream(self, prompt: Prompt, **options: Any) -> Stream:
+        """Continue a prompt; read the stream with `for` or `async for`."""
+
+    @abstractmethod
+    def chat_stream(self, messages: Sequence[Message], **options: Any) -> Stream:
+        """Answer a conversation; read the stream with `for` or `async for`."""
+
+    @abstractmethod
+    async def ascore(self, prompt: Prompt, continuation: Prompt) -> Score:
+        """Log-probability of each token of `continuation` after `prompt`."""
+
+    @abstractmethod
+    async def aembed(self, texts: Sequence[Prompt]) -> list[list[float]]:
+        """One vector a text."""
+
+    @abstractmethod
+    def count_tokens(self, messages: str | Sequence[Message], **options: Any) -> int:
+        """Tokens of a text, or of a conversation once its chat template is applied."""
+
+    def complete(self, prompt: Prompt, **options: Any) -> Completion:
+        """Continue a prompt and wait for the whole output."""
+        return self.complete_stream(prompt, **options).result()
+
+    async def acomplete(self, prompt: Prompt, **options: Any) -> Completion:
+        """Continue a prompt without blocking the event loop."""
+        return await self.complete_stream(prompt, **options).aresult()
+
+    def chat(self, messages: Sequence[Message], **options: Any) -> Completion:
+        """Answer a conversation and wait for the whole answer."""
+        return self.chat_stream(messages, **options).result()
+
+    async def achat(self, messages: Sequence[Message], **options: Any) -> Completion:
+        """Answer a conversation without blocking the event loop."""
+        return await self.chat_stream(messages, **options).aresult()
+
+    def score(self, prompt: Prompt, continuation: Prompt) -> Score:
+        """Log-probability of each token of `continuation` after `prompt`."""
+        return asyncio.run(self.ascore(prompt, continuation))
+
+    def embed(self, texts: Sequence[Prompt]) -> list[list[float]]:
+        """One vector a text."""
+        return asyncio.run(self.aembed(texts))
+
+    def close(self) -> None:
+        """Free what the model holds; running requests end as cancelled."""
+
+    def sampling(self, options: Mapping[str, Any]) -> Sampling:
+        """The checkpoint's defaults with the request's options over them."""
+        return Sampling(**{**self.defaults, **options})
