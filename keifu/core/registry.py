@@ -47,7 +47,9 @@ class Registry(Mapping[str, T], Generic[T]):
             raise unknown(self.kind, name, self, f"to add one, write {file}")
         module = importlib.import_module(f"{self.package}.{key.replace('-', '_')}")
         found = getattr(module, self.attribute)
-        if not (isinstance(found, self.protocol) or
-                (isinstance(found, type) and issubclass(found, self.protocol))):
+        if not (
+            isinstance(found, self.protocol)
+            or (isinstance(found, type) and issubclass(found, self.protocol))
+        ):
             raise TypeError(f"{module.__name__}.{self.attribute} is not a {self.protocol.__name__}")
         return cast(T, found)

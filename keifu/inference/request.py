@@ -22,7 +22,7 @@ class ParameterError(KeifuError):
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How the next token is chosen and when to stop. The defaults sample from the model as it is."""
+    """How the next token is chosen and when to stop; the defaults sample from the model as it is."""
 
     max_tokens: int | None = None
     """Most tokens to generate; None means all the room the context leaves."""
@@ -146,7 +146,7 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class Delta:
-    """A piece of one output as it is generated. Text never ends inside a character or a stop string."""
+    """A piece of one output as it is made; text never ends inside a character or a stop string."""
 
     index: int = 0
     """Which of the n outputs."""

@@ -1,4 +1,4 @@
-"""A stream of deltas that one thread writes and anyone reads, synchronously or asynchronously."""
+"""A stream of deltas that one thread writes and anyone reads, blocking or not."""
 
 from __future__ import annotations
 
@@ -6,7 +6,15 @@ import asyncio
 import queue
 from collections.abc import AsyncIterator, Callable, Iterator
 
-from keifu.inference.request import Choice, Completion, Delta, Timings, TokenLogprob, ToolCall, Usage
+from keifu.inference.request import (
+    Choice,
+    Completion,
+    Delta,
+    Timings,
+    TokenLogprob,
+    ToolCall,
+    Usage,
+)
 
 
 class Stream:

@@ -91,7 +91,7 @@ class LM(ABC):
         """One vector a text."""
         return asyncio.run(self.aembed(texts))
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 (most have nothing to free)
         """Free what the model holds; running requests end as cancelled."""
 
     def sampling(self, options: Mapping[str, Any]) -> Sampling:
