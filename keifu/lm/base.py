@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from keifu.core.errors import KeifuError
 from keifu.inference.request import Completion, Message, Sampling, Score
 from keifu.inference.stream import Stream
 
@@ -46,6 +47,8 @@ class LM(ABC):
     """Most tokens of prompt and output together."""
     defaults: Mapping[str, Any] = {}
     """Sampling fields that the checkpoint recommends."""
+    pooling: str = "model"
+    """How `aembed` makes its vectors: "mean" (of a decoder's last hidden states), "model"."""
 
     @abstractmethod
     def complete_stream(self, prompt: Prompt, **options: Any) -> Stream:
@@ -66,6 +69,23 @@ class LM(ABC):
     @abstractmethod
     def count_tokens(self, messages: str | Sequence[Message], **options: Any) -> int:
         """Tokens of a text, or of a conversation once its chat template is applied."""
+
+    def encode(
+        self, prompt: str | Sequence[Message], *, special: bool = True, **options: Any
+    ) -> list[int]:
+        """Token ids of a text (with the model's own begin tokens if `special`) or a conversation.
+
+        Raises KeifuError where the tokenizer is out of reach, as it is for most remote models.
+        """
+        raise KeifuError(f"{self.name} does not show its tokenizer: it cannot encode")
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of token ids, special tokens included; KeifuError as for `encode`."""
+        raise KeifuError(f"{self.name} does not show its tokenizer: it cannot decode")
+
+    def tokenizer_info(self) -> Mapping[str, Any]:
+        """bos_token, eos_token, pad_token, chat_template (None where absent), vocab_size."""
+        raise KeifuError(f"{self.name} does not show its tokenizer")
 
     def complete(self, prompt: Prompt, **options: Any) -> Completion:
         """Continue a prompt and wait for the whole output."""
