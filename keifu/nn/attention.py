@@ -1,0 +1,198 @@
+"""Attention as a token mixer: over the row itself, or over a memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from keifu.nn.attend import Bias, attend
+from keifu.nn.linear import Linear
+from keifu.nn.masks import Causal, Full, Mask
+from keifu.nn.norms import Norm
+from keifu.nn.part import Part
+from keifu.nn.positions import NoPosition, Position
+from keifu.nn.state import Entry, Handle, PerToken
+from keifu.nn.step import Step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attention(Part):
+    """Multi-head self-attention (Vaswani et al. 2017); fewer `kv_heads` share keys (MQA, GQA).
+
+    A q or k norm as wide as a head works on each head, a wider one on the whole projection.
+    """
+
+    width: int
+    heads: int
+    kv_heads: int
+    head_width: int
+    position: Position = NoPosition()
+    mask: Mask = Causal()
+    q_norm: Norm | None = None
+    k_norm: Norm | None = None
+    scale: float | None = None
+    """On the scores; None is 1 / sqrt(head_width)."""
+    softcap: float | None = None
+    qkv_bias: bool = False
+    out_bias: bool = False
+    clip: float | None = None
+    """Queries, keys and values are clamped to this (MPT, OLMo)."""
+
+    def build(self) -> nn.Module:
+        """`qkv` with rows "q", "k", "v"; `out`; norms where there are any."""
+        return _Attention(self)
+
+    def state(self) -> Mapping[str, Entry]:
+        """Keys and values, as far back as the mask reaches."""
+        shape = (self.kv_heads, self.head_width)
+        entry = PerToken(shape, window=self.mask.back, sinks=self.mask.sinks)
+        return {"k": entry, "v": entry}
+
+
+class _Attention(nn.Module):
+    def __init__(self, spec: Attention) -> None:
+        super().__init__()
+        self.spec = spec
+        q, kv = spec.heads * spec.head_width, spec.kv_heads * spec.head_width
+        rows = {"q": q, "k": kv, "v": kv}
+        self.qkv = Linear(spec.width, q + 2 * kv, bias=spec.qkv_bias, rows=rows)
+        self.out = Linear(q, spec.width, bias=spec.out_bias)
+        self.q_norm = spec.q_norm.build() if spec.q_norm else None
+        self.k_norm = spec.k_norm.build() if spec.k_norm else None
+        self.scale = spec.head_width**-0.5 if spec.scale is None else spec.scale
+
+    def forward(self, x: Tensor, step: Step, state: Handle | None) -> Tensor:
+        """x (tokens, width) -> (tokens, width)."""
+        spec = self.spec
+        qkv = self.qkv(x)
+        if spec.clip is not None:
+            qkv = qkv.clamp(-spec.clip, spec.clip)
+        q, k, v = qkv.split(list(self.qkv.rows.values()), dim=-1)
+        q = _normed(q, self.q_norm, spec.q_norm, spec.heads, spec.head_width)
+        k = _normed(k, self.k_norm, spec.k_norm, spec.kv_heads, spec.head_width)
+        v = v.unflatten(-1, (spec.kv_heads, spec.head_width))
+        q, k = spec.position.rotate(q, k, step)
+        out: Tensor = self.out(self._over_rows(q, k, v, step, state).to(x.dtype))
+        return out
+
+    def _over_rows(
+        self, q: Tensor, k: Tensor, v: Tensor, step: Step, state: Handle | None
+    ) -> Tensor:
+        """Attend row by row over what the state holds, or all rows at once where they are alike."""
+        bias = self.spec.position.bias(step)
+        if state is not None:
+            if not isinstance(self.spec.mask, Causal) and self.spec.mask.ahead:
+                raise ValueError("a bidirectional mixer keeps no state")
+            state.append("k", k)
+            state.append("v", v)
+        lengths = step.lengths()
+        if state is None and len(set(lengths)) == 1 and not step.prefixes:
+            where = step.positions[: lengths[0]]
+            shape = (len(lengths), lengths[0])
+            stacked = [t.unflatten(0, shape) for t in (q, k, v)]
+            return self._attend(*stacked, where, where, bias, 0).flatten(0, 1).flatten(1)
+        outs = []
+        for row in range(step.rows):
+            at = step.span(row)
+            where = step.positions[at]
+            if state is None:
+                keys, values, held = k[at], v[at], where
+            else:
+                keys, held = state.read("k", row)
+                values, _ = state.read("v", row)
+            queries = q[at].to(keys.dtype)
+            batch = (queries[None], keys[None], values[None])
+            outs.append(self._attend(*batch, where, held, bias, step.prefix(row))[0].flatten(1))
+        return torch.cat(outs)
+
+    def _attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        query_positions: Tensor,
+        key_positions: Tensor,
+        bias: Bias | None,
+        prefix: int,
+    ) -> Tensor:
+        return attend(
+            q,
+            k,
+            v,
+            query_positions=query_positions,
+            key_positions=key_positions,
+            mask=self.spec.mask,
+            scale=self.scale,
+            bias=bias,
+            softcap=self.spec.softcap,
+            prefix=prefix,
+        )
+
+
+def _normed(
+    x: Tensor, norm: nn.Module | None, spec: Norm | None, heads: int, head_width: int
+) -> Tensor:
+    """(tokens, heads * width) -> (tokens, heads, width), normalised by head or as a whole."""
+    if norm is None or spec is None:
+        return x.unflatten(-1, (heads, head_width))
+    if spec.width == head_width:
+        out: Tensor = norm(x.unflatten(-1, (heads, head_width)))
+        return out
+    whole: Tensor = norm(x)
+    return whole.unflatten(-1, (heads, head_width))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossAttention(Part):
+    """Queries from the row, keys and values from a memory of it (an encoder's output)."""
+
+    width: int
+    heads: int
+    head_width: int
+    memory: str = "encoder"
+    memory_width: int | None = None
+    scale: float | None = None
+    bias: bool = False
+
+    def build(self) -> nn.Module:
+        """`q`, `kv` with rows "k", "v", and `out`."""
+        return _CrossAttention(self)
+
+
+class _CrossAttention(nn.Module):
+    def __init__(self, spec: CrossAttention) -> None:
+        super().__init__()
+        self.spec = spec
+        inner = spec.heads * spec.head_width
+        rows = {"k": inner, "v": inner}
+        source = spec.memory_width or spec.width
+        self.q = Linear(spec.width, inner, bias=spec.bias)
+        self.kv = Linear(source, 2 * inner, bias=spec.bias, rows=rows)
+        self.out = Linear(inner, spec.width, bias=spec.bias)
+        self.scale = spec.head_width**-0.5 if spec.scale is None else spec.scale
+
+    def forward(self, x: Tensor, step: Step, state: Handle | None) -> Tensor:
+        """x (tokens, width) -> (tokens, width)."""
+        shape = (self.spec.heads, self.spec.head_width)
+        q = self.q(x).unflatten(-1, shape)
+        memory = step.memories[self.spec.memory]
+        outs = []
+        for row in range(step.rows):
+            k, v = self.kv(memory[row]).chunk(2, dim=-1)
+            at = step.span(row)
+            held = torch.arange(memory[row].shape[0], device=x.device)
+            out = attend(
+                q[at][None],
+                k.unflatten(-1, shape)[None],
+                v.unflatten(-1, shape)[None],
+                query_positions=step.positions[at],
+                key_positions=held,
+                mask=Full(),
+                scale=self.scale,
+            )
+            outs.append(out[0].flatten(1))
+        y: Tensor = self.out(torch.cat(outs))
+        return y

@@ -1,0 +1,86 @@
+"""The block: a token mixer, an optional cross mixer and a channel mixer, wired by a value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor, nn
+
+from keifu.nn.part import Part
+from keifu.nn.state import Entry, Handle
+from keifu.nn.step import Step
+from keifu.nn.wiring import Wiring
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block(Part):
+    """Residual(token mixer), then residual(channel mixer), as the wiring says.
+
+    A part in any of the places takes (x, step, state) and returns a tensor like x.
+    """
+
+    mixer: Part
+    wiring: Wiring
+    mlp: Part | None = None
+    cross: Part | None = None
+
+    def branches(self) -> dict[str, Part]:
+        """The parts by their place, in the order they run."""
+        found = {"mixer": self.mixer, "cross": self.cross, "mlp": self.mlp}
+        return {name: part for name, part in found.items() if part is not None}
+
+    def build(self) -> nn.Module:
+        """The branches and the wiring's norms, under their names."""
+        return _Block(self)
+
+    def state(self) -> Mapping[str, Entry]:
+        """All branches' entries, named "mixer.k" and so on."""
+        return {
+            f"{branch}.{name}": entry
+            for branch, part in self.branches().items()
+            for name, entry in part.state().items()
+        }
+
+
+class _Scoped:
+    """One branch's view of its block's state."""
+
+    def __init__(self, handle: Handle, branch: str) -> None:
+        self._handle, self._branch = handle, branch
+
+    def append(self, name: str, new: Tensor) -> None:
+        self._handle.append(f"{self._branch}.{name}", new)
+
+    def read(self, name: str, row: int) -> tuple[Tensor, Tensor]:
+        return self._handle.read(f"{self._branch}.{name}", row)
+
+    def get(self, name: str) -> Tensor:
+        return self._handle.get(f"{self._branch}.{name}")
+
+    def set(self, name: str, value: Tensor) -> None:
+        self._handle.set(f"{self._branch}.{name}", value)
+
+
+class _Block(nn.Module):
+    def __init__(self, spec: Block) -> None:
+        super().__init__()
+        self.spec = spec
+        parts = spec.branches()
+        for name, part in parts.items():
+            self.add_module(name, part.build())
+        norms = spec.wiring.norms(list(parts))
+        self.norms = nn.ModuleDict({name: norm.build() for name, norm in norms.items()})
+
+    def forward(self, x: Tensor, step: Step, state: Handle | None) -> Tensor:
+        """x (tokens, width) -> (tokens, width)."""
+        branches = {
+            name: partial(
+                self.get_submodule(name),
+                step=step,
+                state=_Scoped(state, name) if state is not None else None,
+            )
+            for name in self.spec.branches()
+        }
+        return self.spec.wiring.run(x, branches, self.norms)

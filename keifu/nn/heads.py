@@ -1,0 +1,55 @@
+"""Heads: how the last hidden states become logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from keifu.nn.linear import Embedding, Linear
+from keifu.nn.part import Part
+
+
+@dataclass(frozen=True, kw_only=True)
+class LMHead(Part):
+    """Next-token logits, from a matrix of its own or, `tied`, from the input's table."""
+
+    width: int
+    vocab: int
+    tied: bool = False
+    bias: bool = False
+    softcap: float | None = None
+    """Logits become softcap * tanh(logits / softcap) (Gemma 2)."""
+    scale: float = 1.0
+    """Logits are multiplied by this (Granite, Cohere)."""
+    table_width: int | None = None
+    """A projection down before a narrower table (OPT-350M)."""
+
+    def build(self) -> nn.Module:
+        """`project` where the table is narrower; `out` unless tied."""
+        return _LMHead(self)
+
+
+class _LMHead(nn.Module):
+    def __init__(self, spec: LMHead) -> None:
+        super().__init__()
+        self.spec = spec
+        narrow = spec.table_width if spec.table_width not in (None, spec.width) else None
+        self.project = Linear(spec.width, narrow) if narrow else None
+        self.out = None if spec.tied else Linear(narrow or spec.width, spec.vocab, bias=spec.bias)
+        self.bias = nn.Parameter(torch.empty(spec.vocab)) if spec.tied and spec.bias else None
+
+    def forward(self, x: Tensor, table: Embedding) -> Tensor:
+        """x (tokens, width) -> logits (tokens, vocab) float32."""
+        if self.project is not None:
+            x = self.project(x)
+        logits = table.project(x) if self.out is None else self.out(x)
+        if self.bias is not None:
+            logits = logits + self.bias.to(logits.dtype)
+        logits = logits.float()
+        if self.spec.scale != 1.0:
+            logits = logits * self.spec.scale
+        if self.spec.softcap is not None:
+            logits = self.spec.softcap * torch.tanh(logits / self.spec.softcap)
+        return logits

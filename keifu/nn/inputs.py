@@ -1,0 +1,67 @@
+"""Inputs: how token ids become the first residual stream."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from keifu.nn.linear import Embedding, Linear
+from keifu.nn.norms import Norm
+from keifu.nn.part import Part
+from keifu.nn.positions import Learned, Sinusoid
+from keifu.nn.step import Step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens(Part):
+    """Token vectors, times `scale`, plus positions and segments, then a norm, then a projection."""
+
+    vocab: int
+    width: int
+    scale: float = 1.0
+    """Gemma multiplies by sqrt(width)."""
+    positions: Learned | Sinusoid | None = None
+    segments: int = 0
+    """Kinds of segments (token types); 0: none."""
+    norm: Norm | None = None
+    """After the sum (BERT, BLOOM)."""
+    table_width: int | None = None
+    """Narrower table and a projection up (OPT-350M, ALBERT); None: as wide as the stream."""
+
+    def build(self) -> nn.Module:
+        """`table`, and `positions`, `segments`, `norm`, `project` where there are any."""
+        return _Tokens(self)
+
+
+class _Tokens(nn.Module):
+    def __init__(self, spec: Tokens) -> None:
+        super().__init__()
+        self.spec = spec
+        width = spec.table_width or spec.width
+        self.table = Embedding(spec.vocab, width)
+        self.positions = spec.positions.build() if spec.positions else None
+        self.segments = Embedding(spec.segments, width) if spec.segments else None
+        self.norm = spec.norm.build() if spec.norm else None
+        narrow = width != spec.width
+        self.project = Linear(width, spec.width) if narrow else None
+
+    def forward(self, ids: Tensor, step: Step) -> Tensor:
+        """ids (tokens,) -> (tokens, width)."""
+        x = self.table(ids)
+        if self.spec.scale != 1.0:
+            x = x * self.spec.scale
+        project_first = self.project is not None and self.spec.positions is not None
+        if project_first and self.project is not None:
+            x = self.project(x)
+        if self.positions is not None:
+            x = x + self.positions(step.positions).to(x.dtype)
+        if self.segments is not None:
+            segments = step.segments
+            x = x + self.segments(segments if segments is not None else ids.new_zeros(ids.shape))
+        if self.norm is not None:
+            x = self.norm(x)
+        if self.project is not None and not project_first:
+            x = self.project(x)
+        out: Tensor = x
+        return out

@@ -1,0 +1,67 @@
+"""Channel mixers: the plain and the gated multi-layer perceptron."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from keifu.nn.activations import ACTIVATIONS
+from keifu.nn.linear import Linear
+from keifu.nn.part import Part
+from keifu.nn.state import Handle
+from keifu.nn.step import Step
+
+
+@dataclass(frozen=True, kw_only=True)
+class MLP(Part):
+    """down(act(up(x))): the Transformer's feed-forward layer."""
+
+    width: int
+    hidden: int
+    act: str = "gelu"
+    bias: bool = True
+
+    def build(self) -> nn.Module:
+        """`up` and `down`."""
+        return _MLP(self)
+
+
+class _MLP(nn.Module):
+    def __init__(self, spec: MLP) -> None:
+        super().__init__()
+        self.spec = spec
+        self.up = Linear(spec.width, spec.hidden, bias=spec.bias)
+        self.down = Linear(spec.hidden, spec.width, bias=spec.bias)
+
+    def forward(self, x: Tensor, step: Step, state: Handle | None) -> Tensor:
+        out: Tensor = self.down(ACTIVATIONS[self.spec.act](self.up(x)))
+        return out
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatedMLP(Part):
+    """down(act(gate(x)) * up(x)): SwiGLU, GeGLU and relatives (Shazeer 2020)."""
+
+    width: int
+    hidden: int
+    act: str = "silu"
+    bias: bool = False
+
+    def build(self) -> nn.Module:
+        """`gate_up`, one projection with rows "gate" and "up", and `down`."""
+        return _GatedMLP(self)
+
+
+class _GatedMLP(nn.Module):
+    def __init__(self, spec: GatedMLP) -> None:
+        super().__init__()
+        self.spec = spec
+        rows = {"gate": spec.hidden, "up": spec.hidden}
+        self.gate_up = Linear(spec.width, 2 * spec.hidden, bias=spec.bias, rows=rows)
+        self.down = Linear(spec.hidden, spec.width, bias=spec.bias)
+
+    def forward(self, x: Tensor, step: Step, state: Handle | None) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        out: Tensor = self.down(ACTIVATIONS[self.spec.act](gate) * up)
+        return out

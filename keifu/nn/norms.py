@@ -1,0 +1,90 @@
+"""Normalisation over the last dimension."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from keifu.nn.part import Part
+
+
+@dataclass(frozen=True, kw_only=True)
+class RMSNorm(Part):
+    """x / rms(x) * (w + offset) (Zhang & Sennrich 2019); Gemma stores w around zero, offset 1."""
+
+    width: int
+    eps: float = 1e-6
+    offset: float = 0.0
+
+    def build(self) -> nn.Module:
+        """The module; weights start at the identity."""
+        return _RMSNorm(self)
+
+
+class _RMSNorm(nn.Module):
+    def __init__(self, spec: RMSNorm) -> None:
+        super().__init__()
+        self.spec = spec
+        self.weight = nn.Parameter(torch.full((spec.width,), 1.0 - spec.offset))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight + self.spec.offset if self.spec.offset else self.weight
+        return F.rms_norm(x, (self.spec.width,), weight.to(x.dtype), self.spec.eps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerNorm(Part):
+    """(x - mean) / std * w + b (Ba et al. 2016); without bias (MPT), or without either (OLMo)."""
+
+    width: int
+    eps: float = 1e-5
+    bias: bool = True
+    affine: bool = True
+
+    def build(self) -> nn.Module:
+        """The module; weights start at the identity."""
+        return _LayerNorm(self)
+
+
+class _LayerNorm(nn.Module):
+    def __init__(self, spec: LayerNorm) -> None:
+        super().__init__()
+        self.spec = spec
+        self.weight = nn.Parameter(torch.ones(spec.width)) if spec.affine else None
+        with_bias = spec.affine and spec.bias
+        self.bias = nn.Parameter(torch.zeros(spec.width)) if with_bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = None if self.weight is None else self.weight.to(x.dtype)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.layer_norm(x, (self.spec.width,), weight, bias, self.spec.eps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerHeadNorm(Part):
+    """LayerNorm over each head with weights of its own (StableLM 2): x is (tokens, heads, width)."""
+
+    heads: int
+    width: int
+    eps: float = 1e-5
+
+    def build(self) -> nn.Module:
+        """The module; weights start at the identity."""
+        return _PerHeadNorm(self)
+
+
+class _PerHeadNorm(nn.Module):
+    def __init__(self, spec: PerHeadNorm) -> None:
+        super().__init__()
+        self.spec = spec
+        self.weight = nn.Parameter(torch.ones(spec.heads, spec.width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = F.layer_norm(x, (self.spec.width,), None, None, self.spec.eps)
+        return normed * self.weight.to(x.dtype)
+
+
+Norm = RMSNorm | LayerNorm | PerHeadNorm

@@ -1,0 +1,169 @@
+"""Pages: storage for per-token state that shares one window, with a table a request."""
+
+from __future__ import annotations
+
+import bisect
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from keifu.core.errors import KeifuError
+
+if TYPE_CHECKING:
+    from keifu.nn.state import PerToken
+
+
+class OutOfState(KeifuError):
+    """The pool's byte budget is used up: the scheduler preempts or queues."""
+
+
+@dataclass
+class PageTable:
+    """A request's pages in order of position; None where a window has let one go."""
+
+    pages: list[int | None] = field(default_factory=list)
+    gone: int = 0
+    """Pages that were let go: the sinks before them stay."""
+
+
+class PageGroup:
+    """Storage of all entries with the same window: (pages * page, *shape) an entry.
+
+    Consecutive pages are preferred, so that a lone request reads its past as a plain view.
+    """
+
+    def __init__(
+        self,
+        members: list[tuple[int, str, PerToken]],
+        window: int | None,
+        sinks: int,
+        pages: int,
+        page: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.window, self.sinks, self.pages, self.page = window, sinks, pages, page
+        # Reserved but not touched: on a CPU, memory is only taken once a page is written.
+        self.storage = {
+            (use, name): torch.empty(pages * page, *entry.shape, dtype=dtype, device=device)
+            for use, name, entry in members
+        }
+        self.token_bytes = sum(math.prod(e.shape) for _, _, e in members) * dtype.itemsize
+        self.free = list(range(pages))
+        self.counts = [0] * pages
+
+    def pages_for(self, table: PageTable, end: int) -> int:
+        """Pages missing until positions below `end` have a place."""
+        return max(0, -(-end // self.page) - len(table.pages))
+
+    def grow(self, table: PageTable, end: int) -> None:
+        """Take the missing pages, next to the last one where possible."""
+        for _ in range(self.pages_for(table, end)):
+            last = table.pages[-1] if table.pages else None
+            at = 0
+            if last is not None:
+                at = bisect.bisect_left(self.free, last + 1)
+                if at == len(self.free):
+                    at = 0
+            page = self.free.pop(at)
+            self.counts[page] = 1
+            table.pages.append(page)
+
+    def _drop(self, page: int | None) -> None:
+        if page is None:
+            return
+        self.counts[page] -= 1
+        if self.counts[page] == 0:
+            bisect.insort(self.free, page)
+
+    def trim(self, table: PageTable, length: int) -> None:
+        """Let go of pages wholly before the window of the next token, except the sinks'."""
+        if self.window is None:
+            return
+        first = max(length - self.window + 1, 0) // self.page
+        for i in range(max(table.gone, -(-self.sinks // self.page)), first):
+            self._drop(table.pages[i])
+            table.pages[i] = None
+            table.gone = i + 1
+
+    def holds(self, table: PageTable, length: int) -> bool:
+        """Whether a request cut back to `length` would still find its window."""
+        if table.gone == 0 or self.window is None:
+            return True
+        return max(length - self.window + 1, 0) // self.page >= table.gone
+
+    def cut(self, table: PageTable, length: int) -> None:
+        """Drop the pages beyond `length`; a page still shared is copied before it is written."""
+        keep = -(-length // self.page)
+        for page in table.pages[keep:]:
+            self._drop(page)
+        del table.pages[keep:]
+        if length == 0:
+            table.gone = 0
+        self._own_last(table, length)
+
+    def _own_last(self, table: PageTable, length: int) -> None:
+        """Give a table its own copy of a partly filled last page that others share."""
+        if length % self.page == 0 or not table.pages:
+            return
+        last = table.pages[-1]
+        if last is None or self.counts[last] == 1:
+            return
+        if not self.free:
+            raise OutOfState("the state pool has no free page to copy a shared one")
+        mine = self.free.pop(0)
+        self.counts[mine] = 1
+        for storage in self.storage.values():
+            source = storage[last * self.page : (last + 1) * self.page]
+            storage[mine * self.page : (mine + 1) * self.page] = source
+        self._drop(last)
+        table.pages[-1] = mine
+
+    def share(self, mine: PageTable, theirs: PageTable, length: int) -> None:
+        """Let `theirs` hold the same pages up to `length`; a partly filled last one is copied."""
+        keep = -(-length // self.page)
+        theirs.pages, theirs.gone = list(mine.pages[:keep]), mine.gone
+        for page in theirs.pages:
+            if page is not None:
+                self.counts[page] += 1
+        self._own_last(theirs, length)
+
+    def release(self, table: PageTable) -> None:
+        """Drop everything."""
+        for page in table.pages:
+            self._drop(page)
+        table.pages, table.gone = [], 0
+
+    def slots(self, table: PageTable, start: int, end: int) -> Tensor | slice:
+        """Where positions start...end lie: a slice if they are consecutive, else indices."""
+        first, last = start // self.page, -(-end // self.page)
+        pages = [p for p in table.pages[first:last] if p is not None]
+        if not pages:
+            return slice(0, 0)
+        if all(b == a + 1 for a, b in zip(pages, pages[1:], strict=False)):
+            base = pages[0] * self.page + start - first * self.page
+            return slice(base, base + end - start)
+        index = torch.tensor(pages)[:, None] * self.page + torch.arange(self.page)
+        return index.flatten()[start - first * self.page :][: end - start]
+
+    def write(self, use: int, name: str, table: PageTable, start: int, new: Tensor) -> None:
+        """Store values for positions start...start + len(new)."""
+        storage = self.storage[use, name]
+        storage[self.slots(table, start, start + new.shape[0])] = new.to(storage.dtype)
+
+    def read(
+        self, use: int, name: str, table: PageTable, past: int, end: int
+    ) -> tuple[Tensor, Tensor]:
+        """The values (m, *shape) that a step after `past` tokens can see, and their positions."""
+        storage = self.storage[use, name]
+        start = 0 if self.window is None else max(past - self.window + 1, 0)
+        values = storage[self.slots(table, start, end)]
+        positions = torch.arange(start, end, device=storage.device)
+        kept = min(self.sinks, start)
+        if kept:
+            values = torch.cat([storage[self.slots(table, 0, kept)], values])
+            positions = torch.cat([torch.arange(kept, device=storage.device), positions])
+        return values, positions

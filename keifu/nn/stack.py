@@ -1,0 +1,182 @@
+"""The stack: embed, blocks, norm, head. Every sequence model is one, with another choice of parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from keifu.nn.block import Block
+from keifu.nn.linear import Weight
+from keifu.nn.norms import Norm
+from keifu.nn.part import Part
+from keifu.nn.state import Entry, Handle
+from keifu.nn.step import Step, fresh_step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stack(Part):
+    """A sequence of uses of blocks between an input and a head.
+
+    Parameters belong to blocks, state belongs to uses: a block used twice (`uses`, ALBERT) is
+    shared, counted and adapted once.
+    """
+
+    input: Part
+    blocks: tuple[Block, ...]
+    norm: Norm | None = None
+    head: Part | None = None
+    uses: tuple[int, ...] | None = None
+    """Which block each use runs; None: each block once, in order."""
+    shared: tuple[tuple[str, Part], ...] = ()
+    """Parts that several blocks read, by name (T5's bias table)."""
+
+    def build(self) -> nn.Module:
+        """`input`, `blocks`, `norm`, `head`, `shared`."""
+        return StackModule(self)
+
+    def order(self) -> tuple[int, ...]:
+        """The block each use runs."""
+        return tuple(range(len(self.blocks))) if self.uses is None else self.uses
+
+    def entries(self) -> list[Mapping[str, Entry]]:
+        """For each use, the state its block declares."""
+        return [self.blocks[i].state() for i in self.order()]
+
+
+def repeat(block: Block, times: int) -> tuple[Block, ...]:
+    """The same description `times` times (parameters are not shared)."""
+    return (block,) * times
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """What a stack returns. Shapes follow the input: (batch, time, ...) or (tokens, ...)."""
+
+    logits: Tensor | None
+    """(..., vocab) float32 where the stack has a head."""
+    hidden: Tensor
+    """(..., width) after the last norm."""
+    taps: Mapping[str, Tensor] = field(default_factory=dict)
+    """Named intermediates that were asked for."""
+
+
+class StackModule(nn.Module):
+    """The built stack. Call it with token ids (batch, time), or ragged with a `Step`."""
+
+    def __init__(self, spec: Stack) -> None:
+        super().__init__()
+        self.spec = spec
+        self.input = spec.input.build()
+        self.blocks = nn.ModuleList(b.build() for b in spec.blocks)
+        self.norm = spec.norm.build() if spec.norm else None
+        self.head = spec.head.build() if spec.head else None
+        self.shared = nn.ModuleDict({name: part.build() for name, part in spec.shared})
+
+    def forward(
+        self,
+        tokens: Tensor,
+        *,
+        attention_mask: Tensor | None = None,
+        segments: Tensor | None = None,
+        taps: Collection[str] = (),
+        emit: Callable[[str, Tensor], None] | None = None,
+    ) -> Output:
+        """Whole sequences from position 0.
+
+        Args:
+            tokens: (batch, time) ids, or (time,).
+            attention_mask: (batch, time), 0 where there is padding on either side; padded places
+                come back as zeros.
+            segments: (batch, time) segment ids, for inputs that take them.
+            taps: names of intermediates to return: "input", "block.0", ...
+        """
+        grid = tokens if tokens.dim() == 2 else tokens[None]
+        keep = None if attention_mask is None else attention_mask.reshape(grid.shape).bool()
+        lengths = [grid.shape[1]] * grid.shape[0] if keep is None else keep.sum(1).tolist()
+        ids = grid.flatten() if keep is None else grid[keep]
+        kinds = segments
+        if kinds is not None:
+            kinds = kinds.reshape(grid.shape)
+            kinds = kinds.flatten() if keep is None else kinds[keep]
+        step = fresh_step(
+            lengths, grid.device, segments=kinds, **({"emit": emit} if emit else {})
+        )
+        out = self.run(ids, step, taps=taps)
+
+        def shaped(x: Tensor) -> Tensor:
+            if keep is not None:
+                full = x.new_zeros(*grid.shape, *x.shape[1:])
+                full[keep] = x
+            else:
+                full = x.unflatten(0, grid.shape)
+            return full if tokens.dim() == 2 else full[0]
+
+        return Output(
+            logits=None if out.logits is None else shaped(out.logits),
+            hidden=shaped(out.hidden),
+            taps={name: shaped(x) for name, x in out.taps.items()},
+        )
+
+    def run(
+        self,
+        ids: Tensor,
+        step: Step,
+        states: Sequence[Handle] | None = None,
+        *,
+        select: Tensor | None = None,
+        taps: Collection[str] = (),
+    ) -> Output:
+        """One ragged step: ids (tokens,) with what each use remembers.
+
+        Args:
+            select: indices of the tokens whose logits are wanted; None: all.
+        """
+        if self.shared:
+            step = _with_shared(step, dict(self.shared.items()))
+        x = self.input(ids, step)
+        kept = {"input": x} if "input" in taps else {}
+        for use, index in enumerate(self.spec.order()):
+            x = self.blocks[index](x, step, None if states is None else states[use])
+            if f"block.{use}" in taps:
+                kept[f"block.{use}"] = x
+        if self.norm is not None:
+            x = self.norm(x)
+        return Output(logits=self.logits(x, select), hidden=x, taps=kept)
+
+    def logits(self, hidden: Tensor, select: Tensor | None = None) -> Tensor | None:
+        """The head over the last hidden states (tokens, width), or over some of them."""
+        if self.head is None:
+            return None
+        if select is not None:
+            hidden = hidden[select]
+        out: Tensor = self.head(hidden, self.input.table)
+        return out
+
+    def initialise(self, seed: int = 0, std: float = 0.02) -> StackModule:
+        """Draw every matrix from N(0, std), zero the biases; the same seed, the same weights."""
+        made = torch.Generator().manual_seed(seed)
+        for name, parameter in self.named_parameters():
+            owner = self.get_submodule(name.rpartition(".")[0])
+            if name.endswith("bias") and parameter.dim() == 1:
+                nn.init.zeros_(parameter)
+            elif isinstance(owner, Weight) or parameter.dim() > 1:
+                with torch.no_grad():
+                    parameter.normal_(0.0, std, generator=made)
+        return self
+
+
+def _with_shared(step: Step, shared: Mapping[str, nn.Module]) -> Step:
+    """The step with the stack's shared parts in it (dataclasses.replace would reset the terms)."""
+    return Step(
+        positions=step.positions,
+        offsets=step.offsets,
+        limits=step.limits,
+        prefixes=step.prefixes,
+        segments=step.segments,
+        memories=step.memories,
+        shared=shared,
+        emit=step.emit,
+    )

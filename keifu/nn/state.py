@@ -1,0 +1,248 @@
+"""What a model remembers while it generates: declared by mixers, kept in one pool.
+
+A mixer declares entries; a *use* of a block (a layer) has its own. `StatePool` serves every use
+and every request from one byte budget: per-token entries in pages, fixed ones in slots. The
+scheduler sees `cost`, `reserve`, `fork`, `free` and `restore`; a mixer sees a `Handle`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from keifu.core.errors import KeifuError
+from keifu.nn.pages import OutOfState, PageGroup, PageTable
+
+
+@dataclass(frozen=True)
+class PerToken:
+    """One value of `shape` a token, kept in pages; beyond `window` only the `sinks` first stay."""
+
+    shape: tuple[int, ...]
+    window: int | None = None
+    sinks: int = 0
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """One value of `shape` a request: a recurrence's state, a convolution's tail; starts at 0."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+
+
+Entry = PerToken | Fixed
+
+
+class Handle(Protocol):
+    """One use's state for the rows of a step, written in place."""
+
+    def append(self, name: str, new: Tensor) -> None:
+        """Store a per-token entry for the step's tokens: new is (tokens, *shape)."""
+
+    def read(self, name: str, row: int) -> tuple[Tensor, Tensor]:
+        """What a row holds: values (m, *shape) and their positions (m,), oldest first."""
+
+    def get(self, name: str) -> Tensor:
+        """A fixed entry of all rows: (R, *shape)."""
+
+    def set(self, name: str, value: Tensor) -> None:
+        """Replace a fixed entry of all rows."""
+
+
+@dataclass(eq=False)
+class RequestState:
+    """What one request holds: a page table a group, a slot, how many tokens are in."""
+
+    tables: list[PageTable]
+    slot: int | None
+    length: int = 0
+    snapshots: dict[int, list[Tensor]] = field(default_factory=dict)
+
+
+class StatePool:
+    """State of all requests and all uses, from one byte budget.
+
+    Args:
+        entries: for each use, the entries its block declares.
+        budget: bytes that pages and slots may take together.
+        slots: most requests at once where some entry is fixed.
+        dtype: of per-token entries; fixed ones name their own.
+        page: tokens in a page.
+    """
+
+    def __init__(
+        self,
+        entries: Sequence[Mapping[str, Entry]],
+        *,
+        budget: int,
+        slots: int = 64,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        page: int = 32,
+    ) -> None:
+        self.entries, self.dtype, self.page = list(entries), dtype, page
+        self.device = torch.device(device)
+        self.fixed: dict[tuple[int, str], Tensor] = {}
+        groups: dict[tuple[int | None, int], list[tuple[int, str, PerToken]]] = {}
+        for use, declared in enumerate(self.entries):
+            for name, entry in declared.items():
+                if isinstance(entry, PerToken):
+                    groups.setdefault((entry.window, entry.sinks), []).append((use, name, entry))
+                else:
+                    self.fixed[use, name] = torch.zeros(
+                        slots, *entry.shape, dtype=entry.dtype, device=self.device
+                    )
+        self._free_slots = list(range(slots - 1, -1, -1)) if self.fixed else []
+        left = budget - sum(t.nbytes for t in self.fixed.values())
+        costs = [self._token_bytes(members) for members in groups.values()]
+        pages = max(left, 0) // max(sum(costs) * page, 1)
+        if groups and pages < 1:
+            raise KeifuError(
+                f"a state budget of {budget} bytes does not hold one page of {page} tokens: "
+                "raise --max-memory"
+            )
+        self.groups = [
+            PageGroup(members, window, sinks, pages, page, dtype, self.device)
+            for (window, sinks), members in groups.items()
+        ]
+        self._where = {
+            (use, name): g for g, group in enumerate(self.groups) for use, name in group.storage
+        }
+
+    def _token_bytes(self, members: list[tuple[int, str, PerToken]]) -> int:
+        return sum(math.prod(e.shape) for _, _, e in members) * self.dtype.itemsize
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes that one more token of one request takes."""
+        return sum(g.token_bytes for g in self.groups)
+
+    @property
+    def capacity(self) -> int:
+        """Tokens the pool can hold, all requests together."""
+        return min((g.pages * self.page for g in self.groups), default=2**62)
+
+    @property
+    def free_tokens(self) -> int:
+        """Tokens that can still be reserved (in whole pages)."""
+        return min((len(g.free) * self.page for g in self.groups), default=2**62)
+
+    def open(self) -> RequestState:
+        """A new, empty request."""
+        slot = None
+        if self.fixed:
+            if not self._free_slots:
+                raise OutOfState("no free state slot: lower --parallel or wait")
+            slot = self._free_slots.pop()
+            for tensor in self.fixed.values():
+                tensor[slot] = 0
+        return RequestState([PageTable() for _ in self.groups], slot)
+
+    def cost(self, state: RequestState, tokens: int) -> int:
+        """Pages that growing a request by `tokens` takes (the largest group's need)."""
+        needs = (
+            group.pages_for(table, state.length + tokens)
+            for group, table in zip(self.groups, state.tables, strict=True)
+        )
+        return max(needs, default=0)
+
+    def reserve(self, state: RequestState, tokens: int) -> None:
+        """Make room for `tokens` more, or raise OutOfState with nothing taken."""
+        end = state.length + tokens
+        pairs = list(zip(self.groups, state.tables, strict=True))
+        if any(group.pages_for(table, end) > len(group.free) for group, table in pairs):
+            raise OutOfState(f"the state pool has no room for {tokens} more tokens")
+        for group, table in pairs:
+            group.grow(table, end)
+
+    def advance(self, state: RequestState, tokens: int) -> None:
+        """Count `tokens` as written and let go of pages no window reaches any more."""
+        state.length += tokens
+        for group, table in zip(self.groups, state.tables, strict=True):
+            group.trim(table, state.length)
+
+    def fork(self, state: RequestState) -> RequestState:
+        """A second request with the same past; whole pages are shared, the last one copied."""
+        other = self.open()
+        other.length = state.length
+        other.snapshots = dict(state.snapshots)
+        for group, mine, theirs in zip(self.groups, state.tables, other.tables, strict=True):
+            group.share(mine, theirs, state.length)
+        for tensor in self.fixed.values():
+            tensor[other.slot] = tensor[state.slot]
+        return other
+
+    def free(self, state: RequestState) -> None:
+        """Give everything back."""
+        for group, table in zip(self.groups, state.tables, strict=True):
+            group.release(table)
+        if state.slot is not None:
+            self._free_slots.append(state.slot)
+            state.slot = None
+        state.snapshots.clear()
+
+    def snapshot(self, state: RequestState) -> None:
+        """Remember the fixed entries at this length, so that `restore` can come back here."""
+        if self.fixed:
+            state.snapshots[state.length] = [t[state.slot].clone() for t in self.fixed.values()]
+
+    def restore(self, state: RequestState, length: int) -> int:
+        """Go back to at most `length` tokens; returns m <= length, the caller recomputes m...length.
+
+        Per-token entries restore anywhere that their window still holds; fixed ones at snapshots.
+        """
+        for group, table in zip(self.groups, state.tables, strict=True):
+            if not group.holds(table, length):
+                length = 0
+        if self.fixed:
+            kept = [n for n in state.snapshots if n <= length]
+            length = max(kept, default=0)
+            for i, tensor in enumerate(self.fixed.values()):
+                tensor[state.slot] = state.snapshots[length][i] if kept else 0
+            state.snapshots = {n: s for n, s in state.snapshots.items() if n <= length}
+        for group, table in zip(self.groups, state.tables, strict=True):
+            group.cut(table, length)
+        state.length = length
+        return length
+
+    def handles(self, states: Sequence[RequestState], lengths: Sequence[int]) -> list[Handle]:
+        """One handle a use for a step of `lengths` new tokens for each request, already reserved."""
+        return [_UseHandle(self, use, states, lengths) for use in range(len(self.entries))]
+
+
+class _UseHandle:
+    """A use's view of the pool for one step."""
+
+    def __init__(
+        self, pool: StatePool, use: int, states: Sequence[RequestState], lengths: Sequence[int]
+    ) -> None:
+        self._pool, self._use, self._states, self._lengths = pool, use, states, lengths
+
+    def append(self, name: str, new: Tensor) -> None:
+        group = self._pool.groups[self._pool._where[self._use, name]]
+        index = self._pool._where[self._use, name]
+        start = 0
+        for state, n in zip(self._states, self._lengths, strict=True):
+            row = new[start : start + n]
+            group.write(self._use, name, state.tables[index], state.length, row)
+            start += n
+
+    def read(self, name: str, row: int) -> tuple[Tensor, Tensor]:
+        index = self._pool._where[self._use, name]
+        state = self._states[row]
+        end = state.length + self._lengths[row]
+        group = self._pool.groups[index]
+        return group.read(self._use, name, state.tables[index], state.length, end)
+
+    def get(self, name: str) -> Tensor:
+        return self._pool.fixed[self._use, name][[s.slot for s in self._states]]
+
+    def set(self, name: str, value: Tensor) -> None:
+        tensor = self._pool.fixed[self._use, name]
+        tensor[[s.slot for s in self._states]] = value.to(tensor.dtype)

@@ -1,0 +1,111 @@
+"""Wiring as a value: where norms and residuals stand around a block's mixers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from keifu.nn.norms import Norm
+
+Branch = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wiring:
+    """How branches ("mixer", "cross", "mlp") join the residual stream."""
+
+    norm: Norm
+    scale: float = 1.0
+    """Each branch is multiplied by this before it joins (Granite, MiniCPM)."""
+
+    def norms(self, branches: Sequence[str]) -> dict[str, Norm]:
+        """The norms to build, by their name in the block."""
+        return {f"{b}_norm": self.norm for b in branches}
+
+    def run(self, x: Tensor, branches: Mapping[str, Branch], norms: nn.ModuleDict) -> Tensor:
+        """One pass over the block: x (tokens, width) -> (tokens, width)."""
+        raise NotImplementedError
+
+    def _scaled(self, y: Tensor) -> Tensor:
+        return y if self.scale == 1.0 else y * self.scale
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pre(Wiring):
+    """x + f(norm(x)) (GPT-2, LLaMA)."""
+
+    def run(self, x: Tensor, branches: Mapping[str, Branch], norms: nn.ModuleDict) -> Tensor:
+        """Branch after branch."""
+        for name, branch in branches.items():
+            x = x + self._scaled(branch(norms[f"{name}_norm"](x)))
+        return x
+
+
+@dataclass(frozen=True, kw_only=True)
+class Post(Wiring):
+    """norm(x + f(x)) (the Transformer of 2017, BERT, GPT-1)."""
+
+    def run(self, x: Tensor, branches: Mapping[str, Branch], norms: nn.ModuleDict) -> Tensor:
+        """Branch after branch."""
+        for name, branch in branches.items():
+            x = norms[f"{name}_norm"](x + self._scaled(branch(x)))
+        return x
+
+
+@dataclass(frozen=True, kw_only=True)
+class BranchPost(Wiring):
+    """x + norm(f(x)) (OLMo 2)."""
+
+    def run(self, x: Tensor, branches: Mapping[str, Branch], norms: nn.ModuleDict) -> Tensor:
+        """Branch after branch."""
+        for name, branch in branches.items():
+            x = x + self._scaled(norms[f"{name}_norm"](branch(x)))
+        return x
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sandwich(Wiring):
+    """x + norm2(f(norm1(x))) (Gemma 2)."""
+
+    def norms(self, branches: Sequence[str]) -> dict[str, Norm]:
+        """One before and one after each branch."""
+        before = {f"{b}_norm": self.norm for b in branches}
+        return before | {f"{b}_post_norm": self.norm for b in branches}
+
+    def run(self, x: Tensor, branches: Mapping[str, Branch], norms: nn.ModuleDict) -> Tensor:
+        """Branch after branch."""
+        for name, branch in branches.items():
+            y = branch(norms[f"{name}_norm"](x))
+            x = x + self._scaled(norms[f"{name}_post_norm"](y))
+        return x
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parallel(Wiring):
+    """x + f(norm(x)) + g(norm(x)) with one norm for all branches (GPT-J, PaLM, Falcon-7B)."""
+
+    def norms(self, branches: Sequence[str]) -> dict[str, Norm]:
+        """The one norm, named after the first branch."""
+        return {f"{branches[0]}_norm": self.norm}
+
+    def run(self, x: Tensor, branches: Mapping[str, Branch], norms: nn.ModuleDict) -> Tensor:
+        """All branches from the same input."""
+        first = next(iter(branches))
+        normed = norms[f"{first}_norm"](x)
+        for branch in branches.values():
+            x = x + self._scaled(branch(normed))
+        return x
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelNorms(Wiring):
+    """x + f(norm1(x)) + g(norm2(x)) with a norm for each branch (GPT-NeoX, Falcon-40B)."""
+
+    def run(self, x: Tensor, branches: Mapping[str, Branch], norms: nn.ModuleDict) -> Tensor:
+        """All branches from the same input."""
+        start = x
+        for name, branch in branches.items():
+            x = x + self._scaled(branch(norms[f"{name}_norm"](start)))
+        return x
