@@ -49,6 +49,8 @@ class LM(ABC):
     """Sampling fields that the checkpoint recommends."""
     pooling: str = "model"
     """How `aembed` makes its vectors: "mean" (of a decoder's last hidden states), "model"."""
+    has_template: bool = True
+    """Whether the checkpoint says how a conversation is written; without, `chat` cannot work."""
 
     @abstractmethod
     def complete_stream(self, prompt: Prompt, **options: Any) -> Stream:
