@@ -1,1 +1,29 @@
-"""Families: one file a family; load_model."""
+"""Families: one file a family; published architecture names; `load_model`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from keifu.core.registry import Registry
+from keifu.families._family import Family
+
+if TYPE_CHECKING:
+    from keifu.families._load import load_model as load_model
+
+families: Registry[type[Family]] = Registry("family", "keifu.families", "family", Family)
+"""Every family by name; the name is the file's."""
+
+ARCHITECTURES = {
+    "LlamaForCausalLM": "llama",
+}
+"""`architectures` of published configs -> family."""
+
+__all__ = ["ARCHITECTURES", "Family", "families", "load_model"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "load_model":
+        from keifu.families._load import load_model
+
+        return load_model
+    raise AttributeError(f"module 'keifu.families' has no attribute {name!r}")
