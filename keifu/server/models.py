@@ -1,0 +1,192 @@
+"""The models a server offers: loaded when first wanted, kept while used, freed when idle."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from keifu.core.errors import KeifuError, nearest
+from keifu.lm.base import LM
+from keifu.server.errors import ApiError, log, shown
+
+State = Literal["unloaded", "loading", "ready", "failed"]
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A model as clients see it (`id`) and as the loader finds it (`source`)."""
+
+    id: str
+    source: str
+
+
+def offers(sources: Sequence[str], aliases: Sequence[str] = ()) -> list[Offer]:
+    """Pair models with their aliases, in order; a path without one goes by its last part."""
+    if len(aliases) > len(sources):
+        raise KeifuError(
+            f"{len(aliases)} aliases for {len(sources)} models: give each --alias after its --model"
+        )
+    found = []
+    for index, source in enumerate(sources):
+        plain = Path(source).name if Path(source).exists() else source
+        found.append(Offer(aliases[index] if index < len(aliases) else plain, source))
+    ids = [offer.id for offer in found]
+    if len(set(ids)) != len(ids) or not all(ids):
+        raise KeifuError(f"models need different names, not {', '.join(ids)}: add --alias")
+    return found
+
+
+@dataclass
+class Slot:
+    """One offered model and what is known of it now."""
+
+    offer: Offer
+    lm: LM | None = None
+    users: int = 0
+    state: State = "unloaded"
+    since: int = field(default_factory=lambda: int(time.time()))
+    task: asyncio.Task[LM] | None = None
+    timer: asyncio.TimerHandle | None = None
+    closing: asyncio.Task[None] | None = None
+
+    def card(self) -> dict[str, Any]:
+        """The model's entry in /v1/models."""
+        return {
+            "id": self.offer.id,
+            "object": "model",
+            "created": self.since,
+            "owned_by": "keifu",
+            "root": self.offer.id,
+            "parent": None,
+            "max_model_len": self.lm.context if self.lm else None,
+            "meta": {"state": self.state},
+        }
+
+
+class Models:
+    """Looks a model up by name and lends it out; the first one is loaded at the start."""
+
+    def __init__(
+        self,
+        offered: Sequence[Offer],
+        load: Callable[[str], LM],
+        idle_seconds: float | None = None,
+    ) -> None:
+        self._load, self._idle = load, idle_seconds
+        self._slots = {offer.id: Slot(offer) for offer in offered}
+        self.started = False
+        self.failure: BaseException | None = None
+
+    async def start(self) -> None:
+        """Load the first model; until it is there, requests for it are told to come back."""
+        first = next(iter(self._slots.values()))
+        try:
+            async with self._using(first):
+                self.started = True
+        except ApiError as error:
+            self.failure = error.__cause__
+
+    async def close(self) -> None:
+        """Free every model; what still runs ends as cancelled."""
+        for slot in self._slots.values():
+            if slot.timer:
+                slot.timer.cancel()
+            if slot.task and not slot.task.done():
+                slot.task.cancel()
+            if slot.closing:
+                await slot.closing
+            if slot.lm:
+                await asyncio.to_thread(slot.lm.close)
+                slot.lm, slot.state = None, "unloaded"
+
+    def slots(self) -> list[Slot]:
+        """All models, in the order they were given."""
+        return list(self._slots.values())
+
+    def find(self, name: str | None) -> Slot:
+        """The model of that name (the first if none is named); 404 with the nearest names."""
+        if name is None:
+            return self.slots()[0]
+        if name in self._slots:
+            return self._slots[name]
+        close = nearest(name[:200], self._slots) or list(self._slots)[:3]
+        text = f"no model {shown(name)} here; there is {', '.join(close)}"
+        raise ApiError(404, text, code="model_not_found", param="model")
+
+    @asynccontextmanager
+    async def lend(self, name: str | None) -> AsyncIterator[LM]:
+        """The named model, loaded if need be, and kept loaded until the borrower is done."""
+        slot = self.find(name)
+        if not self.started and slot is self.slots()[0]:
+            if self.failure is not None:
+                raise self._failed(slot, self.failure)
+            text = f"{slot.offer.id} is still loading"
+            raise ApiError(503, text, code="model_loading", retry_after=1)
+        async with self._using(slot) as lm:
+            yield lm
+
+    @asynccontextmanager
+    async def _using(self, slot: Slot) -> AsyncIterator[LM]:
+        slot.users += 1
+        if slot.timer:
+            slot.timer.cancel()
+            slot.timer = None
+        try:
+            yield await self._ready(slot)
+        finally:
+            slot.users -= 1
+            if slot.users == 0 and slot.lm is not None and self._idle is not None:
+                loop = asyncio.get_running_loop()
+                slot.timer = loop.call_later(self._idle, self._unload, slot)
+
+    async def _ready(self, slot: Slot) -> LM:
+        if slot.lm is not None:
+            return slot.lm
+        if slot.task is None:
+            slot.task = asyncio.create_task(self._fetch(slot))
+        try:
+            return await asyncio.shield(slot.task)  # one waiter that leaves must not stop the rest
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            raise self._failed(slot, error) from error
+
+    async def _fetch(self, slot: Slot) -> LM:
+        slot.state = "loading"
+        try:
+            if slot.closing:
+                await slot.closing
+            began = time.monotonic()
+            lm = await asyncio.to_thread(self._load, slot.offer.source)
+            slot.lm, slot.state = lm, "ready"
+            log.info("%s loaded in %.2f s", slot.offer.id, time.monotonic() - began)
+            return lm
+        except Exception as error:
+            slot.state = "failed"
+            if isinstance(error, KeifuError):
+                log.error("%s cannot be loaded: %s", slot.offer.id, error)
+            else:
+                log.error("%s cannot be loaded", slot.offer.id, exc_info=error)
+            raise
+        finally:
+            slot.task = None
+
+    def _failed(self, slot: Slot, error: BaseException) -> ApiError:
+        """What a client may know of a failed load: not the paths that its message may hold."""
+        text = f"{slot.offer.id} cannot be loaded; the server's log says why"
+        failed = ApiError(503, text, code="model_load_failed", retry=False)
+        failed.__cause__ = error
+        return failed
+
+    def _unload(self, slot: Slot) -> None:
+        lm, slot.lm, slot.state, slot.timer = slot.lm, None, "unloaded", None
+        if lm is None or slot.users:
+            slot.lm, slot.state = lm, "ready" if lm else "unloaded"
+            return
+        log.info("%s freed after %g s without work", slot.offer.id, self._idle)
+        slot.closing = asyncio.create_task(asyncio.to_thread(lm.close))
