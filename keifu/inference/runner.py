@@ -1,0 +1,74 @@
+"""Running a step: token ids in, logits out, state advanced. Fast paths stand behind this seam."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from keifu.nn.stack import StackModule
+from keifu.nn.state import RequestState, StatePool
+from keifu.nn.step import Step
+
+
+class Runner(Protocol):
+    """One way of running the blocks over a ragged batch."""
+
+    def takes(self, lengths: Sequence[int]) -> bool:
+        """Whether it runs a step with these many new tokens a row."""
+
+    def run(
+        self,
+        ids: list[int],
+        step: Step,
+        states: Sequence[RequestState],
+        select: Sequence[int],
+    ) -> Tensor:
+        """Logits (len(select), vocab) float32 of the selected tokens; state is written in place."""
+
+
+class TorchRunner:
+    """The plain path: the modules themselves. It runs everything."""
+
+    def __init__(self, model: StackModule, pool: StatePool) -> None:
+        self.model, self.pool = model, pool
+
+    def takes(self, lengths: Sequence[int]) -> bool:
+        """Always."""
+        return True
+
+    def run(
+        self,
+        ids: list[int],
+        step: Step,
+        states: Sequence[RequestState],
+        select: Sequence[int],
+    ) -> Tensor:
+        """Blocks, norm and head, in PyTorch."""
+        tokens = torch.tensor(ids, device=step.device)
+        handles = self.pool.handles(states, step.lengths())
+        chosen = torch.tensor(list(select), dtype=torch.long, device=step.device)
+        logits = self.model.run(tokens, step, handles, select=chosen).logits
+        if logits is None:
+            raise ValueError("the model has no head to generate with")
+        return logits.cpu()
+
+
+def step_of(
+    states: Sequence[RequestState],
+    lengths: Sequence[int],
+    limits: Sequence[int],
+    device: torch.device,
+) -> Step:
+    """The step that feeds `lengths` new tokens to each request."""
+    offsets, positions = [0], []
+    for state, n in zip(states, lengths, strict=True):
+        offsets.append(offsets[-1] + n)
+        positions.extend(range(state.length, state.length + n))
+    return Step(
+        positions=torch.tensor(positions, device=device),
+        offsets=tuple(offsets),
+        limits=tuple(limits),
+    )

@@ -1,0 +1,157 @@
+"""One output in the making: its tokens, its state, its text, and when it ends."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from keifu.inference.request import Delta, FinishReason, Sampling, Timings, TokenLogprob, Usage
+from keifu.inference.sampling import History, choose, forbid
+from keifu.inference.stream import Stream
+from keifu.nn.state import RequestState
+from keifu.text.detokenize import Detokenizer, StopStrings
+from keifu.text.tokenizer import Tokenizer
+
+
+@dataclass(eq=False)
+class Job:
+    """One request: the prompt, what is asked, and where its deltas go."""
+
+    prompt: tuple[int, ...]
+    sampling: Sampling
+    stream: Stream
+    end_ids: frozenset[int]
+    limit: int
+    """Most tokens of prompt and output together."""
+    continues: bool = True
+    """Whether the output continues the prompt's text (its first space is kept)."""
+    arrived: float = field(default_factory=time.monotonic)
+    cached: int = 0
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+
+
+class Sequence:
+    """One of a job's outputs."""
+
+    def __init__(self, job: Job, index: int, tokenizer: Tokenizer) -> None:
+        self.job, self.index, self.tokenizer = job, index, tokenizer
+        self.tokens = list(job.prompt)
+        self.state: RequestState | None = None
+        self.history = History(job.prompt)
+        self.finish: FinishReason | None = None
+        self.started = self.first = 0.0
+        self._text = Detokenizer(tokenizer, start=not job.continues)
+        self._stops = StopStrings(job.sampling.stop, include=job.sampling.include_stop)
+        self._generator: torch.Generator | None = None
+        if job.sampling.temperature > 0:
+            self._generator = torch.Generator()
+            seed = job.sampling.seed
+            if seed is None:
+                self._generator.seed()
+            else:
+                self._generator.manual_seed((seed + index) % 2**63)
+
+    @property
+    def generated(self) -> int:
+        """Output tokens so far."""
+        return len(self.tokens) - len(self.job.prompt)
+
+    @property
+    def pending(self) -> int:
+        """Tokens that the model has not read yet."""
+        return len(self.tokens) - (self.state.length if self.state else 0)
+
+    def next(self, logits: Tensor) -> Delta:
+        """Choose a token from logits (vocab,); returns what to send for it."""
+        sampling, allowed = self.job.sampling, logits
+        if self.generated < sampling.min_tokens:
+            allowed = forbid(logits, sorted(self.job.end_ids | set(sampling.stop_ids)))
+        token = choose(allowed, sampling, self.history, self._generator)
+        return self.accept(token, logits)
+
+    def accept(self, token: int, logits: Tensor) -> Delta:
+        """Take a token; returns its delta, the last one with `finish` set."""
+        now = time.monotonic()
+        self.first = self.first or now
+        sampling, job = self.job.sampling, self.job
+        self.tokens.append(token)
+        self.history.add(token)
+        report: tuple[TokenLogprob, ...] = ()
+        if sampling.logprobs is not None:
+            report = (token_logprob(self.tokenizer, logits, token, sampling.logprobs),)
+        ended = token in job.end_ids or token in sampling.stop_ids
+        if ended and not sampling.include_stop:
+            return self.end("stop", token, tokens=(token,), logprobs=report)
+        text, stop = self._stops.push(self._text.push(token))
+        if ended or stop is not None:
+            why = token if stop is None else stop
+            return self.end("stop", why, text=text, tokens=(token,), logprobs=report)
+        full = len(self.tokens) >= job.limit
+        if full or (sampling.max_tokens is not None and self.generated >= sampling.max_tokens):
+            return self.end("length", None, text=text, tokens=(token,), logprobs=report)
+        return Delta(index=self.index, text=text, tokens=(token,), logprobs=report)
+
+    def end(
+        self,
+        finish: FinishReason,
+        stop: str | int | None = None,
+        *,
+        text: str = "",
+        tokens: tuple[int, ...] = (),
+        logprobs: tuple[TokenLogprob, ...] = (),
+    ) -> Delta:
+        """The last delta: what was held back (unless a stop string cut it), usage and timings."""
+        self.finish = finish
+        if not isinstance(stop, str):
+            rest, cut = self._stops.push(self._text.flush())
+            text += rest + (self._stops.flush() if cut is None else "")
+        now = time.monotonic()
+        first = self.first or now
+        return Delta(
+            index=self.index,
+            text=text,
+            tokens=tokens,
+            logprobs=logprobs,
+            finish=finish,
+            stop=stop,
+            usage=Usage(len(self.job.prompt), self.generated, self.job.cached),
+            timings=Timings(
+                queued=(self.started or now) - self.job.arrived,
+                prefill=first - (self.started or first),
+                decode=now - first,
+                first_token=first - self.job.arrived,
+            ),
+        )
+
+
+def token_logprob(
+    tokenizer: Tokenizer, logits: Tensor, token: int, count: int
+) -> TokenLogprob:
+    """A token's log-probability under logits (vocab,), with the `count` likeliest alternatives."""
+    log = logits.float().log_softmax(-1)
+    best, ids = log.topk(min(count, log.shape[0])) if count else (log[:0], [])
+    top = tuple(
+        named(tokenizer, int(i), float(p)) for i, p in zip(ids, best, strict=True)
+    )
+    return replace(named(tokenizer, token, float(log[token])), top=top)
+
+
+def named(tokenizer: Tokenizer, token: int, logprob: float | None) -> TokenLogprob:
+    """A token with its text and bytes."""
+    data = tokenizer.token_bytes(token)
+    return TokenLogprob(token, data.decode("utf-8", "replace"), logprob, (), data)
+
+
+def prompt_report(
+    tokenizer: Tokenizer, tokens: Seq[int], logits: Tensor, count: int
+) -> list[TokenLogprob]:
+    """Reports for tokens (n,) given the logits (n, vocab) of the positions before them."""
+    return [
+        token_logprob(tokenizer, row, token, count)
+        for token, row in zip(tokens, logits, strict=True)
+    ]
+
