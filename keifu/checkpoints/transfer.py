@@ -7,31 +7,21 @@ takes its place as it is read. Every tensor must be used and every parameter fil
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from keifu.checkpoints.names import Names, Rule, Value
+from keifu.checkpoints.source import TensorSource, check_values
 from keifu.core.errors import FormatError, nearest
 from keifu.nn.kernels.formats import Packed
 from keifu.nn.linear import Linear, Weight
 
 
-class Source(Protocol):
-    """A checkpoint's tensors by their published names."""
-
-    def names(self) -> list[str]:
-        """All names."""
-
-    def read(self, name: str) -> Value:
-        """One tensor, memory-mapped where possible."""
-
-
 def fill(
     model: nn.Module,
     names: Names,
-    source: Source,
+    source: TensorSource,
     *,
     dtype: torch.dtype | None = None,
     unpack: bool = False,
@@ -96,11 +86,8 @@ def _check(
         raise FormatError(f"{label} has shape {got}, but {ours} needs {tuple(shape)}")
     if not allow_nonfinite:
         for value in values:
-            if isinstance(value, Tensor) and not bool(torch.isfinite(value).all()):
-                raise FormatError(
-                    f"{label} holds NaN or infinity: the file is damaged or the training diverged; "
-                    "pass --allow-nonfinite to load it all the same"
-                )
+            if isinstance(value, Tensor):
+                check_values(label, value)
 
 
 def _place(

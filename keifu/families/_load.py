@@ -1,0 +1,197 @@
+"""Opening a checkpoint, whatever its format, and making a model and a tokenizer of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from keifu.checkpoints.gguf import GGUFFile
+from keifu.checkpoints.names import Names
+from keifu.checkpoints.pickled import PickledSource
+from keifu.checkpoints.safetensors import SafetensorsSource
+from keifu.checkpoints.source import TensorSource, read_json
+from keifu.checkpoints.store import resolve
+from keifu.checkpoints.transfer import fill
+from keifu.core.errors import ConfigError, KeifuError, unknown
+from keifu.families import ARCHITECTURES, Family, families
+from keifu.families._gguf import arch_of, config_of, names_of
+from keifu.nn.part import build
+from keifu.nn.stack import StackModule
+from keifu.text.load import load_tokenizer, tokenizer_from_gguf
+from keifu.text.tokenizer import Tokenizer
+
+PRECISIONS = {"exact": torch.float32, "default": torch.bfloat16}
+"""Names of precisions -> what dense matrices are kept in."""
+_CONFIG_BYTES = 16 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """An opened checkpoint: nothing is read but its headers."""
+
+    path: Path
+    family_name: str
+    family: Family
+    names: Names
+    source: TensorSource
+    tokenizer: Callable[[], Tokenizer]
+    generation: Mapping[str, Any]
+    """Sampling fields that it recommends, in our words."""
+    config: Mapping[str, Any]
+    """The published config."""
+
+
+def open_checkpoint(ref: str | Path, *, allow_pickle: bool = False) -> Checkpoint:
+    """Open a folder in Hugging Face's layout, a GGUF file, or anything `keifu models pull` knows.
+
+    Raises:
+        KeifuError: it is not there, not understood, or does not fit its configuration.
+    """
+    path = resolve(str(ref))
+    if path.suffix == ".gguf" or (path.is_file() and _is_gguf(path)):
+        return _open_gguf(path)
+    if path.is_dir() and not (path / "config.json").exists():
+        ggufs = sorted(path.glob("*.gguf"))
+        if len(ggufs) == 1:
+            return _open_gguf(ggufs[0])
+    return _open_folder(path, allow_pickle)
+
+
+def _is_gguf(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"GGUF"
+
+
+def _open_gguf(path: Path) -> Checkpoint:
+    file = GGUFFile.open(path)
+    _, arch = arch_of(file.metadata)
+    config = config_of(file.metadata, file.tensors)
+    family = families[arch.family].from_hf(config)
+    generation = {
+        key: file.metadata[f"general.sampling.{theirs}"]
+        for theirs, key in (("temp", "temperature"), ("top_k", "top_k"), ("top_p", "top_p"),
+                            ("min_p", "min_p"), ("penalty_repeat", "repetition_penalty"))
+        if f"general.sampling.{theirs}" in file.metadata
+    }  # fmt: skip
+    return Checkpoint(
+        path=path,
+        family_name=arch.family,
+        family=family,
+        names=names_of(arch, family, family.spec()),
+        source=file,
+        tokenizer=lambda: tokenizer_from_gguf(file.metadata),
+        generation=generation,
+        config=config,
+    )
+
+
+def family_of(config: Mapping[str, Any]) -> str:
+    """The family that a published config.json belongs to."""
+    published = config.get("architectures") or []
+    for name in published:
+        if name in ARCHITECTURES:
+            return ARCHITECTURES[name]
+    by_type = {families[f].fields.model_type: f for f in dict.fromkeys(ARCHITECTURES.values())}
+    if not published and config.get("model_type") in by_type:
+        return by_type[str(config["model_type"])]
+    remote = " (its remote code is never run)" if "auto_map" in config else ""
+    name = ", ".join(map(str, published)) or str(config.get("model_type"))
+    raise unknown("architecture", name + remote, ARCHITECTURES)
+
+
+def _open_folder(path: Path, allow_pickle: bool) -> Checkpoint:
+    if not (path / "config.json").exists():
+        raise KeifuError(f"{path} is no checkpoint: it has neither config.json nor a GGUF file")
+    config = read_json(path / "config.json", _CONFIG_BYTES)
+    if config.get("quantization_config"):
+        method = dict(config["quantization_config"]).get("quant_method")
+        raise ConfigError(f"quantization_config ({method}) is not supported: use dense weights")
+    name = family_of(config)
+    family = families[name].from_hf(config)
+    pickled = [*path.glob("*.bin"), *path.glob("*.pth"), *path.glob("*.pt")]
+    safe = any(path.glob("*.safetensors"))
+    source: TensorSource = (
+        SafetensorsSource(path)
+        if safe or not pickled
+        else PickledSource(path, allow_pickle=allow_pickle)
+    )
+    generation = path / "generation_config.json"
+    settings = read_json(generation, _CONFIG_BYTES) if generation.exists() else {}
+    fields = ("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty")
+    recommended = {k: settings[k] for k in fields if settings.get(k) is not None}
+    if settings and not settings.get("do_sample", False):
+        recommended = {}
+    return Checkpoint(
+        path=path,
+        family_name=name,
+        family=family,
+        names=family.names(),
+        source=source,
+        tokenizer=lambda: load_tokenizer(path),
+        generation=recommended,
+        config=config,
+    )
+
+
+def build_model(
+    checkpoint: Checkpoint,
+    *,
+    precision: str = "exact",
+    device: str | torch.device = "cpu",
+    allow_nonfinite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> StackModule:
+    """The checkpoint's model in evaluation mode.
+
+    Args:
+        precision: "exact" (float32 arithmetic, packed weights decoded) or "default" (bfloat16
+            products, packed weights kept packed).
+    """
+    if precision not in PRECISIONS:
+        raise unknown("precision", precision, PRECISIONS)
+    model = build(checkpoint.family.spec(), device="meta")
+    if not isinstance(model, StackModule):
+        raise TypeError(f"{checkpoint.family_name} does not build a stack")
+    fill(
+        model,
+        checkpoint.names,
+        checkpoint.source,
+        dtype=PRECISIONS[precision],
+        unpack=precision == "exact",
+        device=device,
+        allow_nonfinite=allow_nonfinite,
+        progress=progress,
+    )
+    return model.eval()
+
+
+def load_model(
+    ref: str | Path,
+    *,
+    precision: str = "exact",
+    device: str | torch.device = "cpu",
+    allow_pickle: bool = False,
+    allow_nonfinite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[StackModule, Tokenizer]:
+    """A model and its tokenizer: `model(tokens).logits`.
+
+    Args:
+        ref: a folder, a GGUF file, a known name or a hub id.
+        precision: "exact" is float32 throughout; "default" is what `keifu.load` runs.
+        allow_pickle: read `.bin` and `.pth` weights (with `weights_only`), which are refused
+            otherwise.
+    """
+    checkpoint = open_checkpoint(ref, allow_pickle=allow_pickle)
+    model = build_model(
+        checkpoint,
+        precision=precision,
+        device=device,
+        allow_nonfinite=allow_nonfinite,
+        progress=progress,
+    )
+    return model, checkpoint.tokenizer()
