@@ -118,6 +118,7 @@ def _text(content: str | Sequence[Block]) -> str:
 
 
 def chat_options(body: CountBody) -> dict[str, Any]:
+    """Tools, their choice, and whether the last message begins the answer."""
     found: dict[str, Any] = {}
     if body.tools:
         tools = [
