@@ -17,7 +17,7 @@ from keifu.core.errors import KeifuError
 from keifu.nn.kernels import formats_32, formats_k, formats_k_encode
 
 Blocks = Callable[[Tensor], Tensor]
-CHUNK = 1 << 17
+CHUNK = 1 << 18
 """Values coded at a time: the temporaries stay in the processor's cache."""
 LARGEST = 65504.0
 """Scales are float16, so no weight may be larger."""

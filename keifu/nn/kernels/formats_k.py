@@ -54,7 +54,7 @@ def pack_six_bit_scales(scale: Tensor, low: Tensor) -> Tensor:
 
 
 def _with_minima(raw: Tensor, q: Tensor) -> Tensor:
-    """q (n, 8, 32) float codes -> d * scale * q - dmin * low, the header being d, dmin, 12 bytes."""
+    """q (n, 8, 32) float codes -> d * scale * q - dmin * low, headed by d, dmin, 12 bytes."""
     scale, low = six_bit_scales(raw[:, 4:16])
     scaled = (half(raw, 0) * scale.float())[:, :, None]
     lows = (half(raw, 2) * low.float())[:, :, None]
