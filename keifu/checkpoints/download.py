@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import ssl
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import TYPE_CHECKING
 from keifu.core.errors import KeifuError
 
 if TYPE_CHECKING:
+    import ssl
+
     import httpx
 
 Progress = Callable[[int, int], None]
@@ -179,6 +180,8 @@ def file_sha256(path: Path) -> str:
 
 def _trusted() -> ssl.SSLContext:
     """The system's certificates, the bundle that httpx brings, and what the user's settings add."""
+    import ssl
+
     import certifi
 
     context = ssl.create_default_context()

@@ -58,10 +58,11 @@ def open_shards(folder: Path, stem: str, ending: str) -> tuple[list[Path], dict[
     weight_map = said.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise FormatError(f"{index}: weight_map is missing or empty")
-    wrong = {v for v in weight_map.values() if not (_basename(v) and v.endswith(f".{ending}"))}
+    named = weight_map.values()
+    wrong = {repr(v)[:99] for v in named if not (_basename(v) and v.endswith(f".{ending}"))}
     if wrong:
         raise FormatError(
-            f"{index}: {some(map(repr, wrong))} is no plain name of a .{ending} file of the folder"
+            f"{index}: {some(wrong)} is no plain name of a .{ending} file of the folder"
         )
     missing = {name for name in set(weight_map.values()) if not (folder / name).exists()}
     if missing:

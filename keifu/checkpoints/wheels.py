@@ -99,7 +99,7 @@ def locate(member: Member) -> Located:
     wanted = f"{member.dist}=={member.version}"
     with tempfile.TemporaryDirectory() as folder:
         report, log = Path(folder, "report.json"), Path(folder, "log.txt")
-        for seconds in (4, 60):
+        for seconds in (4, 20):
             said = _pip(wanted, report, log, seconds)
             if said is None or "Read timed out" not in said:
                 break
@@ -143,8 +143,8 @@ def _not_found(wanted: str, said: str) -> KeifuError:
     if "No module named pip" in said:
         return KeifuError(f"pip is needed to find {wanted}: run `python -m ensurepip`")
     lines = [re.sub(r"^\d{4}-[\d-]+T[\d:,]+ +", "", line).strip() for line in said.splitlines()]
-    unreachable = [line for line in lines if line.startswith("Could not fetch URL")]
-    errors = unreachable or [line for line in lines if line.startswith("ERROR")] or lines[-1:]
+    telling = ("Could not fetch URL", "WARNING: The repository", "ERROR")
+    errors = [line for start in telling for line in lines if line.startswith(start)] or lines[-1:]
     return KeifuError(
         f"pip cannot find {wanted}: {' '.join(errors[:1])[:400]} (check the network, or point "
         "PIP_INDEX_URL or PIP_FIND_LINKS at an index that has it)"
