@@ -14,7 +14,7 @@ from keifu.checkpoints.names import Names
 from keifu.checkpoints.pickled import PickledSource
 from keifu.checkpoints.safetensors import SafetensorsSource
 from keifu.checkpoints.source import TensorSource, read_json
-from keifu.checkpoints.store import resolve
+from keifu.checkpoints.store import pull
 from keifu.checkpoints.transfer import fill
 from keifu.core.errors import ConfigError, KeifuError, unknown
 from keifu.families import ARCHITECTURES, Family, families
@@ -51,7 +51,7 @@ def open_checkpoint(ref: str | Path, *, allow_pickle: bool = False) -> Checkpoin
     Raises:
         KeifuError: it is not there, not understood, or does not fit its configuration.
     """
-    path = resolve(str(ref))
+    path = pull(str(ref))
     if path.suffix == ".gguf" or (path.is_file() and _is_gguf(path)):
         return _open_gguf(path)
     if path.is_dir() and not (path / "config.json").exists():

@@ -77,13 +77,21 @@ class Engine:
         self._thread: threading.Thread | None = None
 
     def submit(
-        self, prompt: Sequence[int], sampling: Sampling, *, continues: bool = True
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        *,
+        continues: bool = True,
+        shown: frozenset[int] = frozenset(),
+        stream: Stream | None = None,
     ) -> Stream:
         """Queue a request; its deltas come on the stream.
 
         Args:
             continues: whether the output continues the prompt's own text, so that a leading space
                 is kept (false for an assistant's answer).
+            shown: special tokens that appear in the text all the same (parts of tool calls).
+            stream: where the deltas go, if not to a plain stream.
 
         Raises:
             ContextLengthError: the prompt, or the prompt with max_tokens, does not fit.
@@ -92,7 +100,8 @@ class Engine:
         self._check(tokens, sampling)
         room = self.context - len(tokens)
         wanted = room if sampling.max_tokens is None else sampling.max_tokens
-        stream = Stream(cancel=self._notify)
+        stream = stream or Stream()
+        stream.on_cancel = self._notify
         job = Job(
             prompt=tokens,
             sampling=sampling,
@@ -100,6 +109,7 @@ class Engine:
             end_ids=frozenset() if sampling.ignore_eos else self.end_ids,
             limit=len(tokens) + wanted,
             continues=continues,
+            shown=shown,
         )
         with self._wake:
             if self._stopped:

@@ -29,6 +29,8 @@ class Job:
     """Most tokens of prompt and output together."""
     continues: bool = True
     """Whether the output continues the prompt's text (its first space is kept)."""
+    shown: frozenset[int] = frozenset()
+    """Special tokens that appear in the text."""
     arrived: float = field(default_factory=time.monotonic)
     cached: int = 0
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
@@ -44,7 +46,7 @@ class Sequence:
         self.history = History(job.prompt)
         self.finish: FinishReason | None = None
         self.started = self.first = 0.0
-        self._text = Detokenizer(tokenizer, start=not job.continues)
+        self._text = Detokenizer(tokenizer, start=not job.continues, shown=job.shown)
         self._stops = StopStrings(job.sampling.stop, include=job.sampling.include_stop)
         self._generator: torch.Generator | None = None
         if job.sampling.temperature > 0:

@@ -27,7 +27,7 @@ class Stream:
 
     def __init__(self, cancel: Callable[[], None] | None = None) -> None:
         self._queue: queue.SimpleQueue[Delta | BaseException | None] = queue.SimpleQueue()
-        self._cancel = cancel
+        self.on_cancel = cancel
         self._wake: Callable[[], None] | None = None
         self.cancelled = False
 
@@ -47,8 +47,8 @@ class Stream:
         """Consumer: stop generating. Safe to call twice, from any thread, and after the end."""
         if not self.cancelled:
             self.cancelled = True
-            if self._cancel:
-                self._cancel()
+            if self.on_cancel:
+                self.on_cancel()
 
     def __iter__(self) -> Iterator[Delta]:
         while True:

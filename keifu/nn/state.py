@@ -39,6 +39,18 @@ class Fixed:
 Entry = PerToken | Fixed
 
 
+def state_bytes(entries: Sequence[Mapping[str, Entry]], dtype: torch.dtype) -> tuple[int, int]:
+    """Bytes that one request takes, and bytes that each of its tokens takes, over all uses."""
+    fixed = token = 0
+    for declared in entries:
+        for entry in declared.values():
+            if isinstance(entry, Fixed):
+                fixed += math.prod(entry.shape) * entry.dtype.itemsize
+            else:
+                token += math.prod(entry.shape) * dtype.itemsize
+    return fixed, token
+
+
 class Handle(Protocol):
     """One use's state for the rows of a step, written in place."""
 

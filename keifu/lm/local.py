@@ -1,0 +1,268 @@
+"""A model in this process: a checkpoint, an engine, a tokenizer behind the LM interface."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from keifu.core import machine
+from keifu.core.errors import KeifuError, unknown
+from keifu.families._load import Checkpoint, build_model, open_checkpoint
+from keifu.inference.engine import Engine
+from keifu.inference.plans import runners
+from keifu.inference.request import Delta, Message, Sampling, Score
+from keifu.inference.stream import Stream
+from keifu.lm.base import LM, ChatOptions, Prompt
+from keifu.lm.tools import ToolFormat, ToolReader, detect, markers
+from keifu.text.tokenizer import Tokenizer
+
+_SAMPLING = frozenset(f.name for f in dataclasses.fields(Sampling))
+_CHAT = frozenset(f.name for f in dataclasses.fields(ChatOptions))
+
+
+class LocalLM(LM):
+    """The LM interface over one engine."""
+
+    pooling = "mean"
+
+    def __init__(
+        self, name: str, engine: Engine, tokenizer: Tokenizer, defaults: Mapping[str, Any]
+    ) -> None:
+        self.name, self.engine, self.tokenizer = name, engine, tokenizer
+        self.context, self.defaults = engine.context, dict(defaults)
+        self.has_template = bool(tokenizer.marks.templates)
+
+    def complete_stream(self, prompt: Prompt, **options: Any) -> Stream:
+        """Continue a text or token ids."""
+        sampling = self.sampling(_known(options, _SAMPLING))
+        return self.engine.submit(self._ids(prompt), sampling)
+
+    def chat_stream(self, messages: Sequence[Message], **options: Any) -> Stream:
+        """Answer a conversation, as its chat template writes it."""
+        given = _known(options, _SAMPLING | _CHAT)
+        chat = ChatOptions(**{k: v for k, v in given.items() if k in _CHAT})
+        sampling = self.sampling({k: v for k, v in given.items() if k in _SAMPLING})
+        if chat.response_format and chat.response_format.get("type") not in (None, "text"):
+            raise KeifuError(
+                f"response_format {chat.response_format.get('type')!r} is not supported by local "
+                "models yet: ask for the format in the prompt"
+            )
+        prompt = self.encode(messages, **_template_options(chat))
+        form = self._tool_format(chat)
+        if form is None:
+            return self.engine.submit(prompt, sampling, continues=chat.continue_final)
+        stream = _ToolStream(form, [t["function"]["name"] for t in chat.tools])
+        kept = self._marker_ids(form)
+        return self.engine.submit(
+            prompt, sampling, continues=chat.continue_final, stream=stream, shown=kept
+        )
+
+    def _tool_format(self, chat: ChatOptions) -> ToolFormat | None:
+        """How this model writes tool calls, where the request has tools; an error if it cannot."""
+        if not chat.tools or chat.tool_choice == "none":
+            return None
+        form = detect("\n".join(self.tokenizer.marks.templates.values()))
+        if form is None:
+            raise KeifuError(f"{self.name} knows no tools: its chat template does not take any")
+        return form
+
+    def _marker_ids(self, form: ToolFormat) -> frozenset[int]:
+        """Special tokens that are part of a tool call and so must reach the reader as text."""
+        wanted = set(markers(form))
+        return frozenset(
+            i for i in self.tokenizer.special_ids if self.tokenizer.token(i) in wanted
+        )
+
+    async def ascore(self, prompt: Prompt, continuation: Prompt) -> Score:
+        """Log-probabilities of the continuation's tokens after the prompt's."""
+        first = self._ids(prompt)
+        if isinstance(prompt, str) and isinstance(continuation, str):
+            # A token may span the border: the whole is encoded, the prompt's share cut off.
+            whole = self._ids(prompt + continuation)
+            rest = whole[len(first) :] if whole[: len(first)] == first else None
+            if rest is None:
+                rest = self.tokenizer.encode(continuation, add_bos=False)
+        elif isinstance(continuation, str):
+            rest = self.tokenizer.encode(continuation, add_bos=False)
+        else:
+            rest = list(continuation)
+        if not first or not rest:
+            raise KeifuError("scoring needs at least one token of prompt and of continuation")
+        sampling = Sampling(max_tokens=0, prompt_logprobs=1, temperature=0)
+        done = await self.engine.submit([*first, *rest], sampling).aresult()
+        told = (done.prompt_logprobs or ())[len(first) :]
+        found = tuple(t.logprob for t in told if t.logprob is not None)
+        best = all(t.top[0].logprob == t.logprob for t in told)
+        return Score(logprobs=found, greedy=best, tokens=tuple(rest))
+
+    async def aembed(self, texts: Sequence[Prompt]) -> list[list[float]]:
+        """The mean of each text's last hidden states."""
+        prompts = [self._ids(t) for t in texts]
+        vectors = await asyncio.to_thread(self.engine.embed, prompts)
+        found: list[list[float]] = vectors.tolist()
+        return found
+
+    def count_tokens(self, messages: str | Sequence[Message], **options: Any) -> int:
+        """Tokens of a text or of a rendered conversation."""
+        return len(self.encode(messages, **options))
+
+    def encode(
+        self, prompt: str | Sequence[Message], *, special: bool = True, **options: Any
+    ) -> list[int]:
+        """Ids of a text, or of a conversation once its template is applied."""
+        if isinstance(prompt, str):
+            return self.tokenizer.encode(prompt, add_bos=None if special else False)
+        return self.tokenizer.encode_chat(prompt, **options)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of ids, special tokens included."""
+        return self.tokenizer.decode(tokens, skip_special=False)
+
+    def tokenizer_info(self) -> Mapping[str, Any]:
+        """The tokens a client needs to know by name."""
+        tokenizer = self.tokenizer
+        named = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "pad": tokenizer.pad_id}
+        shown = {f"{k}_token": None if i is None else tokenizer.token(i) for k, i in named.items()}
+        templates = tokenizer.marks.templates
+        return {
+            **shown,
+            "chat_template": templates.get("default"),
+            "vocab_size": tokenizer.vocab_size,
+        }
+
+    def close(self) -> None:
+        """Stop the engine."""
+        self.engine.close()
+
+    def _ids(self, prompt: Prompt) -> list[int]:
+        return self.encode(prompt) if isinstance(prompt, str) else list(prompt)
+
+
+class _ToolStream(Stream):
+    """Takes tool calls out of the text on its way to the consumer."""
+
+    def __init__(self, form: ToolFormat, names: Collection[str]) -> None:
+        super().__init__()
+        self._form, self._names = form, list(names)
+        self._readers: dict[int, ToolReader] = {}
+        self._called: set[int] = set()
+
+    def put(self, delta: Delta) -> None:
+        """Producer: text goes through the reader; a call that ends the output says so."""
+        reader = self._readers.setdefault(delta.index, ToolReader(self._form, self._names))
+        text, calls = reader.feed(delta.text)
+        if delta.finish:
+            rest, more = reader.close()
+            text, calls = text + rest, calls + more
+        if calls:
+            self._called.add(delta.index)
+        finish = delta.finish
+        if finish == "stop" and delta.index in self._called:
+            finish = "tool_calls"
+        super().put(dataclasses.replace(delta, text=text, tool_calls=calls, finish=finish))
+
+
+def _known(options: Mapping[str, Any], allowed: Collection[str]) -> dict[str, Any]:
+    """Options that were given, refused by name where they are not known."""
+    for name in options:
+        if name not in allowed:
+            raise unknown("option", name, allowed)
+    given = {k: v for k, v in options.items() if v is not None}
+    for name in ("stop", "stop_ids"):
+        if name in given:
+            value = given[name]
+            given[name] = (value,) if isinstance(value, (str, int)) else tuple(value)
+    return given
+
+
+def _template_options(chat: ChatOptions) -> dict[str, Any]:
+    tools = list(chat.tools) if chat.tools and chat.tool_choice != "none" else None
+    extra = dict(chat.template_options or {})
+    return {"tools": tools, "continue_final": chat.continue_final, **extra}
+
+
+def load_local(
+    ref: str,
+    *,
+    ctx: int | None = None,
+    threads: int | None = None,
+    precision: str = "default",
+    max_memory: int | None = None,
+    parallel: int = 4,
+    device: str | None = None,
+    template: str | None = None,
+    allow_pickle: bool = False,
+    allow_nonfinite: bool = False,
+) -> LM:
+    """Load a checkpoint and start an engine over it.
+
+    Args:
+        ref: a path, a known name, or a hub id.
+        ctx: most tokens of a request; None: what the model was made for, as far as memory goes.
+        threads: processor threads; None: the cores this process may use.
+        precision: "default" or "exact" (float32 arithmetic).
+        max_memory: bytes for the state of all requests; None: half of what is free, at most what
+            `parallel` requests of `ctx` tokens need.
+        parallel: requests that run at once.
+        template: the name of a chat format for checkpoints that carry none.
+    """
+    checkpoint = open_checkpoint(ref, allow_pickle=allow_pickle)
+    torch.set_num_threads(threads or machine.threads())
+    tokenizer = checkpoint.tokenizer()
+    if template is not None:
+        from keifu.text.chat_formats import chat_format
+
+        tokenizer = tokenizer.with_template(chat_format(template))
+    where = device or "cpu"
+    model = build_model(
+        checkpoint, precision=precision, device=where, allow_nonfinite=allow_nonfinite
+    )
+    context = _context(checkpoint, ctx)
+    dtype = torch.float32 if precision == "exact" else torch.bfloat16
+    engine = Engine(
+        model,
+        tokenizer,
+        context=context,
+        parallel=parallel,
+        budget=_budget(checkpoint, context, parallel, dtype, max_memory),
+        dtype=dtype,
+        device=where,
+        end_ids=tokenizer.eos_ids,
+        runners=runners if precision == "default" else None,
+    )
+    name = Path(ref).name if Path(ref).exists() else ref
+    return LocalLM(name, engine, tokenizer, checkpoint.generation)
+
+
+def _context(checkpoint: Checkpoint, ctx: int | None) -> int:
+    """The context asked for; beyond what the model was made for only if it has no fixed table."""
+    most = checkpoint.family.context
+    if ctx is None:
+        return most
+    if ctx < 1:
+        raise KeifuError(f"ctx={ctx} is not allowed: at least 1")
+    if ctx > most:
+        raise KeifuError(
+            f"ctx={ctx} is more than the {most} positions that {checkpoint.path.name} was made for"
+        )
+    return ctx
+
+
+def _budget(
+    checkpoint: Checkpoint, context: int, parallel: int, dtype: torch.dtype, given: int | None
+) -> int:
+    """Bytes of state: what all requests need at most, within half of the free memory."""
+    from keifu.nn.state import state_bytes
+
+    fixed, token = state_bytes(checkpoint.family.spec().entries(), dtype)
+    page = 32
+    slots = parallel + 64
+    needed = fixed * slots + token * (context + page) * parallel
+    if given is not None:
+        return given
+    return max(min(needed, machine.memory().available // 2), fixed * slots + token * page)
