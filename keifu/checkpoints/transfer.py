@@ -7,6 +7,7 @@ takes its place as it is read. Every tensor must be used and every parameter fil
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -104,7 +105,7 @@ def _place(
     if isinstance(owner, Weight) and leaf == "weight" and not unpack:
         packed = [v for v in values if isinstance(v, Packed)]
         if len(packed) == len(values):
-            owner.pack([p.to(device) for p in packed])
+            owner.pack([replace(p, data=p.data.to(device)) for p in packed])
             return
     dense = [v.dequantize() if isinstance(v, Packed) else v for v in values]
     whole = dense[0] if len(dense) == 1 else torch.cat(dense)

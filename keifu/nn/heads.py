@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from keifu.nn.linear import Embedding, Linear
-from keifu.nn.part import Part
+from keifu.nn.part import Part, parameter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class _LMHead(nn.Module):
         narrow = spec.table_width if spec.table_width not in (None, spec.width) else None
         self.project = Linear(spec.width, narrow) if narrow else None
         self.out = None if spec.tied else Linear(narrow or spec.width, spec.vocab, bias=spec.bias)
-        self.bias = nn.Parameter(torch.empty(spec.vocab)) if spec.tied and spec.bias else None
+        self.bias = parameter(spec.vocab) if spec.tied and spec.bias else None
 
     def forward(self, x: Tensor, table: Embedding) -> Tensor:
         """x (tokens, width) -> logits (tokens, vocab) float32."""

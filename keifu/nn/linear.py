@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from keifu.nn.kernels import products
 from keifu.nn.kernels.formats import Packed
+from keifu.nn.part import parameter
 
 
 class Delta(Protocol):
@@ -32,7 +33,7 @@ class Weight(nn.Module):
     def __init__(self, outputs: int, inputs: int) -> None:
         super().__init__()
         self.outputs, self.inputs = outputs, inputs
-        self.weight = nn.Parameter(torch.empty(outputs, inputs))
+        self.weight = parameter(outputs, inputs)
         self.pieces: tuple[Packed, ...] = ()
 
     def pack(self, pieces: Sequence[Packed]) -> None:
@@ -73,7 +74,7 @@ class Linear(Weight):
         rows: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__(outputs, inputs)
-        self.bias = nn.Parameter(torch.empty(outputs)) if bias else None
+        self.bias = parameter(outputs) if bias else None
         self.rows = dict(rows or {})
         self.deltas: list[Delta] = []
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from keifu.nn.part import Part
+from keifu.nn.part import Part, parameter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class _RMSNorm(nn.Module):
     def __init__(self, spec: RMSNorm) -> None:
         super().__init__()
         self.spec = spec
-        self.weight = nn.Parameter(torch.full((spec.width,), 1.0 - spec.offset))
+        self.weight = parameter(spec.width, fill=1.0 - spec.offset)
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight + self.spec.offset if self.spec.offset else self.weight
@@ -53,9 +53,9 @@ class _LayerNorm(nn.Module):
     def __init__(self, spec: LayerNorm) -> None:
         super().__init__()
         self.spec = spec
-        self.weight = nn.Parameter(torch.ones(spec.width)) if spec.affine else None
+        self.weight = parameter(spec.width, fill=1.0) if spec.affine else None
         with_bias = spec.affine and spec.bias
-        self.bias = nn.Parameter(torch.zeros(spec.width)) if with_bias else None
+        self.bias = parameter(spec.width, fill=0.0) if with_bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         weight = None if self.weight is None else self.weight.to(x.dtype)
@@ -80,7 +80,7 @@ class _PerHeadNorm(nn.Module):
     def __init__(self, spec: PerHeadNorm) -> None:
         super().__init__()
         self.spec = spec
-        self.weight = nn.Parameter(torch.ones(spec.heads, spec.width))
+        self.weight = parameter(spec.heads, spec.width, fill=1.0)
 
     def forward(self, x: Tensor) -> Tensor:
         normed = F.layer_norm(x, (self.spec.width,), None, None, self.spec.eps)

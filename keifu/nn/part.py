@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 import torch
@@ -28,12 +29,28 @@ class Part:
         return {}
 
 
+_device: ContextVar[torch.device | None] = ContextVar("device", default=None)
+
+
+def parameter(*shape: int, fill: float | None = None) -> nn.Parameter:
+    """A parameter on the device that `build` was asked for, uninitialised or filled.
+
+    Parts make their parameters with this: a `with torch.device(...)` block would slow every
+    tensor function down while a model of hundreds of parts is built.
+    """
+    where = _device.get()
+    if fill is None:
+        return nn.Parameter(torch.empty(shape, device=where))
+    return nn.Parameter(torch.full(shape, fill, device=where))
+
+
 def build(part: Part, *, device: str | torch.device | None = None) -> nn.Module:
     """Build a part on a device; on "meta" nothing is allocated, only shapes exist."""
-    if device is None:
+    token = _device.set(None if device is None else torch.device(device))
+    try:
         return part.build()
-    with torch.device(device):
-        return part.build()
+    finally:
+        _device.reset(token)
 
 
 def count(part: Part) -> int:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from keifu.nn.attend import Bias
-from keifu.nn.part import Part
+from keifu.nn.part import Part, parameter
 from keifu.nn.step import Step
 
 
@@ -149,7 +149,7 @@ class _BucketBias(nn.Module):
     def __init__(self, spec: BucketBias) -> None:
         super().__init__()
         self.spec = spec
-        self.table = nn.Parameter(torch.zeros(spec.buckets, spec.heads))
+        self.table = parameter(spec.buckets, spec.heads, fill=0.0)
 
     def bias(self, query: Tensor, key: Tensor) -> Tensor:
         """(heads, n, m)"""
@@ -173,7 +173,7 @@ class _Learned(nn.Module):
     def __init__(self, spec: Learned) -> None:
         super().__init__()
         self.spec = spec
-        self.weight = nn.Parameter(torch.empty(spec.length + spec.offset, spec.width))
+        self.weight = parameter(spec.length + spec.offset, spec.width)
 
     def forward(self, positions: Tensor) -> Tensor:
         return self.weight[positions + self.spec.offset]
