@@ -1,0 +1,88 @@
+"""Writing a tokenizer as the files that transformers loads."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from keifu.text.marks import ROLES, Marks
+
+
+def save(
+    rust: tokenizers.Tokenizer, marks: Marks, token: Callable[[int], str], folder: Path
+) -> None:
+    """Write tokenizer.json, its configuration and the chat templates, each atomically."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = {f"{role}_token": token(marks.named[role]) for role in ROLES if role in marks.named}
+    added = {
+        str(i): {
+            "content": t.content,
+            "lstrip": t.lstrip,
+            "normalized": t.normalized,
+            "rstrip": t.rstrip,
+            "single_word": t.single_word,
+            "special": t.special,
+        }
+        for i, t in sorted(rust.get_added_tokens_decoder().items())
+    }
+    config: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "added_tokens_decoder": added,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": int(1e30),
+        **names,
+    }
+    whole = json.loads(rust.to_str())
+    whole["post_processor"] = _around(marks, token)
+    _write(folder / "tokenizer.json", json.dumps(whole, ensure_ascii=False))
+    _write(folder / "tokenizer_config.json", json.dumps(config, ensure_ascii=False, indent=2))
+    _write(folder / "special_tokens_map.json", json.dumps(names, ensure_ascii=False, indent=2))
+    for name, source in marks.templates.items():
+        if name == "default":
+            _write(folder / "chat_template.jinja", source)
+        else:
+            more = folder / "additional_chat_templates"
+            more.mkdir(exist_ok=True)
+            _write(more / f"{name}.jinja", source)
+
+
+def _around(marks: Marks, token: Callable[[int], str]) -> dict[str, Any] | None:
+    """The ids round a text, in the library's words."""
+    if not marks.prefix and not marks.suffix:
+        return None
+
+    def fixed(i: int) -> dict[str, Any]:
+        return {"SpecialToken": {"id": token(i), "type_id": 0}}
+
+    def text(part: str, kind: int) -> dict[str, Any]:
+        return {"Sequence": {"id": part, "type_id": kind}}
+
+    head, tail = [fixed(i) for i in marks.prefix], [fixed(i) for i in marks.suffix]
+    used = {token(i): i for i in (*marks.prefix, *marks.suffix)}
+    return {
+        "type": "TemplateProcessing",
+        "single": [*head, text("A", 0), *tail],
+        "pair": [*head, text("A", 0), *tail, *head, text("B", 1), *tail],
+        "special_tokens": {t: {"id": t, "ids": [i], "tokens": [t]} for t, i in used.items()},
+    }
+
+
+def _write(path: Path, content: str) -> None:
+    """Replace a file in one step."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise

@@ -1,0 +1,361 @@
+"""The one tokenizer: text to ids and back, over the `tokenizers` library, safe by default.
+
+Text that somebody typed never yields a special token: `<|im_start|>` in it is ten ordinary
+characters, unless the caller says `special=True`. The library cannot do that for every model (a
+Unigram vocabulary holds its own `</s>`), so the encoder used here is a second one over the same
+model in which the control tokens exist only under names nobody can guess.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from keifu.core.errors import FormatError, KeifuError, unknown
+from keifu.text.marks import ROLES, TURN_ENDS, Marks, is_control
+from keifu.text.pieces import Pieces, pieces_of
+from keifu.text.template import ChatTemplate, Segment
+
+
+class Tokenizer:
+    """A vocabulary with its rules; immutable but for caches, and safe to share between threads."""
+
+    def __init__(self, rust: tokenizers.Tokenizer, marks: Marks | None = None) -> None:
+        rust.no_truncation()
+        rust.no_padding()
+        self._rust, self.marks = rust, marks or Marks()
+        state = rust.decoder.__getstate__() if rust.decoder is not None else None
+        self.pieces: Pieces = pieces_of(state.decode() if state is not None else None)
+        self._added: dict[int, tokenizers.AddedToken] = dict(rust.get_added_tokens_decoder())
+        self._bytes: dict[int, bytes] = {}
+        bad = [n for ids in self._named_ids() for n in ids if not 0 <= n < self.vocab_size]
+        if bad:
+            raise FormatError(f"special token ids {bad} are not in a vocabulary of {len(self)}")
+
+    def _named_ids(self) -> tuple[Iterable[int], ...]:
+        marks = self.marks
+        return marks.named.values(), marks.ends, marks.prefix, marks.suffix
+
+    def __len__(self) -> int:
+        return self.vocab_size
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """How many ids there are, added tokens included (a model's table may be larger)."""
+        return int(self._rust.get_vocab_size(with_added_tokens=True))
+
+    # --- ids by name
+
+    @property
+    def bos_id(self) -> int | None:
+        """The token that begins a document."""
+        return self.marks.named.get("bos")
+
+    @property
+    def eos_id(self) -> int | None:
+        """The token that ends a document; see `eos_ids` for all that end an answer."""
+        return self.marks.named.get("eos")
+
+    @property
+    def pad_id(self) -> int | None:
+        """The token that fills a batch."""
+        return self.marks.named.get("pad")
+
+    @property
+    def unk_id(self) -> int | None:
+        """The token for what the vocabulary cannot write."""
+        return self.marks.named.get("unk")
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Ids that are not text: `decode` leaves them out."""
+        special = {i for i, token in self._added.items() if token.special}
+        return frozenset(special | set(self.marks.named.values()))
+
+    @cached_property
+    def control_ids(self) -> frozenset[int]:
+        """Ids that text must not yield: the special ones, and those that only lack the label."""
+        templates = tuple(self.marks.templates.values())
+        found = {i for i, t in self._added.items() if is_control(t.content, t.special, templates)}
+        return frozenset(found | self.special_ids)
+
+    @cached_property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Every id that ends an answer: eos, the checkpoint's others, the well-known ones."""
+        ends = {*self.marks.ends, *([] if self.eos_id is None else [self.eos_id])}
+        names = TURN_ENDS
+        if self._rust.token_to_id("<|return|>") is not None:  # there, <|end|> ends only a message
+            names = names - {"<|end|>"}
+        ends |= {i for i in self.control_ids if self.token(i) in names}
+        return tuple(sorted(ends))
+
+    def id(self, token: str) -> int:
+        """The id of a token string; a miss is an error."""
+        found = self._rust.token_to_id(token)
+        if found is None:
+            raise unknown("token", token, [t.content for t in self._added.values()])
+        return int(found)
+
+    def token(self, token_id: int) -> str:
+        """The token string of an id, as the vocabulary writes it."""
+        found = self._rust.id_to_token(token_id) if token_id >= 0 else None
+        if found is None:
+            raise KeifuError(f"token id {token_id} is not in a vocabulary of {len(self)}")
+        return str(found)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The exact bytes that an id adds to a text; they need not be whole characters."""
+        data = self._bytes.get(token_id)
+        if data is None:
+            added = self._added.get(token_id)
+            piece = self.token(token_id)
+            data = added.content.encode() if added else self.pieces.to_bytes(piece)
+            self._bytes[token_id] = data
+        return data
+
+    # --- text to ids
+
+    def encode(
+        self,
+        text: str,
+        *,
+        special: bool = False,
+        add_bos: bool | None = None,
+        add_eos: bool | None = None,
+    ) -> list[int]:
+        """A text's ids.
+
+        special: whether special tokens written in the text are parsed; never for what a user typed.
+        add_bos, add_eos: whether to put the begin and end tokens round it; None is what the
+        checkpoint does by itself, and True takes `bos`/`eos` where it does nothing.
+        """
+        ids = self.encode_segments([Segment(text, trusted=special)])
+        head = _around(add_bos, self.marks.prefix, self.bos_id, "bos")
+        return [*head, *ids, *_around(add_eos, self.marks.suffix, self.eos_id, "eos")]
+
+    def encode_segments(self, segments: Sequence[Segment]) -> list[int]:
+        """The ids of texts in a row, of which the trusted ones may hold special tokens.
+
+        Ordinary text merges across the borders, as if the whole were one text.
+        """
+        return self._encoder.encode(segments)
+
+    @cached_property
+    def _encoder(self) -> Encoder:
+        unknown_id = {self.unk_id} - {self.bos_id, self.eos_id}
+        return Encoder(self._rust, self._added, self.control_ids, self.control_ids - unknown_id)
+
+    # --- chat
+
+    def template(self, name: str = "default") -> ChatTemplate:
+        """One of the checkpoint's chat templates."""
+        if not self.marks.templates:
+            raise KeifuError(
+                "this checkpoint has no chat template: choose one of keifu.text.chat_formats"
+            )
+        if name not in self.marks.templates:
+            raise unknown("chat template", name, self.marks.templates)
+        return self._template_of(self.marks.templates[name])
+
+    def _template_of(self, source: str) -> ChatTemplate:
+        if source not in self._templates:
+            named = {f"{r}_token": self.token(self.marks.named[r]) for r in self.marks.named}
+            self._templates[source] = ChatTemplate(
+                source,
+                special={k: v for k, v in named.items() if k[: -len("_token")] in ROLES},
+                control=frozenset(map(self.token, self.control_ids)),
+                hidden=frozenset(map(self.token, self.special_ids)),
+            )
+        return self._templates[source]
+
+    @cached_property
+    def _templates(self) -> dict[str, ChatTemplate]:
+        return {}
+
+    def encode_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final: bool = False,
+        **options: Any,
+    ) -> list[int]:
+        """The ids of a conversation, with only the template's own special tokens as such."""
+        named = "tool_use" if tools and "tool_use" in self.marks.templates else "default"
+        return self.encode_segments(
+            self.template(named).render(
+                messages,
+                tools=tools,
+                add_generation_prompt=add_generation_prompt and not continue_final,
+                continue_final=continue_final,
+                **options,
+            )
+        )
+
+    def with_template(self, source: str) -> Tokenizer:
+        """The same tokenizer with another chat template."""
+        marks = self.marks
+        return Tokenizer(
+            self._rust,
+            Marks(
+                named=marks.named,
+                ends=marks.ends,
+                prefix=marks.prefix,
+                suffix=marks.suffix,
+                templates={"default": source},
+            ),
+        )
+
+    # --- ids to text
+
+    def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
+        """The text of some ids, as if they began a document; bad UTF-8 becomes U+FFFD."""
+        hidden = self.special_ids if skip_special else frozenset()
+        parts = [self.token_bytes(i) for i in ids if i not in hidden]
+        return self.pieces.join(parts).decode("utf-8", "replace")
+
+    # --- making and keeping
+
+    def extend(self, tokens: Iterable[str], *, special: bool = False) -> Tokenizer:
+        """A copy with more tokens, whose ids follow the present ones; known tokens keep theirs."""
+        rust = tokenizers.Tokenizer.from_str(self._rust.to_str())
+        new = [tokenizers.AddedToken(t, special=special, normalized=False) for t in tokens]
+        (rust.add_special_tokens if special else rust.add_tokens)(new)
+        return Tokenizer(rust, self.marks)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the files from which transformers (and `load`) make this tokenizer again."""
+        from keifu.text.save import save
+
+        save(self._rust, self.marks, self.token, Path(folder))
+
+    def bytes_per_token(self, texts: Mapping[str, str]) -> dict[str, float]:
+        """How many UTF-8 bytes a token carries, by language (or whatever the keys are)."""
+        return {
+            name: len(text.encode()) / max(1, len(self.encode(text, add_bos=False, add_eos=False)))
+            for name, text in texts.items()
+        }
+
+
+def _around(
+    wanted: bool | None, own: tuple[int, ...], one: int | None, role: str
+) -> tuple[int, ...]:
+    """The ids to put at one end of a text."""
+    if wanted is False:
+        return ()
+    if wanted is None or own:
+        return own
+    if one is None:
+        raise KeifuError(f"this tokenizer has no {role} token: leave add_{role} out")
+    return (one,)
+
+
+class Encoder:
+    """Encodes with the control tokens under unguessable aliases, so that only we can write them.
+
+    The model, normaliser and pre-tokeniser are the original's own objects. A control token in
+    trusted text is replaced by its alias, an added token with the same matching rules, and the
+    alias's id by the token's. If the model writes a control token from plain text all the same, it
+    is rebuilt once with those vocabulary entries renamed.
+    """
+
+    def __init__(
+        self,
+        rust: tokenizers.Tokenizer,
+        added: Mapping[int, tokenizers.AddedToken],
+        control: frozenset[int],
+        never: frozenset[int],
+    ) -> None:
+        self._rust, self._control, self._never = rust, control, never
+        self._added = dict(sorted(added.items()))
+        self._nonce = secrets.token_hex(8)
+        contents: dict[int, str] = {i: str(rust.id_to_token(i)) for i in self._control}
+        self._aliases = {text: f"\ue000{self._nonce}{i:x}\ue001" for i, text in contents.items()}
+        longest = sorted(self._aliases, key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, longest)) or r"(?!)")
+        self._plain = self._wrap(rust.model)
+
+    def _wrap(self, model: Any) -> tokenizers.Tokenizer:
+        """A tokenizer over `model` with aliases for the control tokens; sets the id table."""
+        plain = tokenizers.Tokenizer(model)
+        for part in ("normalizer", "pre_tokenizer"):
+            if getattr(self._rust, part) is not None:
+                setattr(plain, part, getattr(self._rust, part))
+        named: list[tuple[int, tokenizers.AddedToken]] = []
+        for i in sorted(self._control | set(self._added)):
+            token = self._added.get(i)
+            content = token.content if token else str(self._rust.id_to_token(i))
+            alias = tokenizers.AddedToken(
+                self._aliases.get(content, content) if i in self._control else content,
+                special=False,
+                normalized=bool(token and token.normalized and i not in self._control),
+                lstrip=bool(token and token.lstrip),
+                rstrip=bool(token and token.rstrip),
+                single_word=bool(token and token.single_word),
+            )
+            named.append((i, alias))
+        plain.add_tokens([alias for _, alias in named])
+        ids = {int(plain.token_to_id(alias.content) or 0): i for i, alias in named}
+        clash = [i for i in ids if ids[i] != i and model.id_to_token(i) is not None]
+        if clash:
+            raise FormatError(f"the tokenizer's vocabulary has holes below id {min(clash)}")
+        self._ids = {alias: i for alias, i in ids.items() if alias != i}
+        return plain
+
+    def encode(self, segments: Sequence[Segment]) -> list[int]:
+        """The ids of trusted and untrusted texts in a row."""
+        text = "".join(
+            self._pattern.sub(self._alias, s.text) if s.trusted else s.text for s in segments
+        )
+        ids = self._run(text)
+        if not self._never.isdisjoint(ids):
+            self._plain = self._wrap(self._guarded())
+            ids = self._run(text)
+        table = self._ids
+        return [table.get(i, i) for i in ids] if table else ids
+
+    def _alias(self, match: re.Match[str]) -> str:
+        return self._aliases[match[0]]
+
+    def _run(self, text: str) -> list[int]:
+        try:
+            encoding = self._plain.encode(text, add_special_tokens=False)
+        except TypeError:
+            at = next((n for n, c in enumerate(text) if "\ud800" <= c <= "\udfff"), None)
+            if at is None:
+                raise
+            raise KeifuError(
+                f"the text has half a character (a lone surrogate, U+{ord(text[at]):04X}) at "
+                f"character {at}: send valid Unicode"
+            ) from None
+        except BaseException as error:
+            # A pre-tokenizer's regex that runs out of its retry limit is a Rust panic.
+            if type(error).__name__ != "PanicException":
+                raise
+            raise FormatError(f"the tokenizer's own rules failed on this text: {error}") from None
+        ids: list[int] = encoding.ids
+        return ids
+
+    def _guarded(self) -> Any:
+        """The model again, with the control tokens' vocabulary entries renamed."""
+        whole = json.loads(self._rust.to_str())
+        model = whole["model"]
+        never = {self._rust.id_to_token(i) for i in self._never}
+        names = {text: alias for text, alias in self._aliases.items() if text in never}
+        if isinstance(model["vocab"], list):
+            model["vocab"] = [[names.get(piece, piece), score] for piece, score in model["vocab"]]
+        else:
+            model["vocab"] = {names.get(piece, piece): i for piece, i in model["vocab"].items()}
+        if model.get("merges"):
+            pairs = [m.split(" ", 1) if isinstance(m, str) else m for m in model["merges"]]
+            model["merges"] = [[a, b] for a, b in pairs if not names.keys() & {a, b, a + b}]
+        shell = {"version": "1.0", "added_tokens": [], "model": model}
+        return tokenizers.Tokenizer.from_str(json.dumps(shell)).model
