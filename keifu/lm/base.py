@@ -73,11 +73,18 @@ class LM(ABC):
         """Tokens of a text, or of a conversation once its chat template is applied."""
 
     def encode(
-        self, prompt: str | Sequence[Message], *, special: bool = True, **options: Any
+        self,
+        prompt: str | Sequence[Message],
+        *,
+        special: bool = True,
+        parse: bool = False,
+        **options: Any,
     ) -> list[int]:
         """Token ids of a text (with the model's own begin tokens if `special`) or a conversation.
 
-        Raises KeifuError where the tokenizer is out of reach, as it is for most remote models.
+        `parse` reads special tokens that are written out in the text as such, which is only for
+        those who mean it: "<|im_end|>" is one token then. Raises KeifuError where the tokenizer is
+        out of reach, as it is for most remote models.
         """
         raise KeifuError(f"{self.name} does not show its tokenizer: it cannot encode")
 

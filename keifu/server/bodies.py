@@ -223,6 +223,7 @@ class TokenizeBody(Body):
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=10_000)] | None = None
     add_special_tokens: Flag = None
     add_special: Flag = None
+    parse_special: Flag = None
     add_generation_prompt: Flag = None
     return_token_strs: Flag = None
 

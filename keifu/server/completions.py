@@ -8,7 +8,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-from keifu.inference.request import Choice, Completion, Delta, Usage
+from keifu.inference.request import Choice, Completion, Delta, TokenLogprob, Usage
 from keifu.inference.stream import collect
 from keifu.lm.base import LM, Prompt
 from keifu.server import logprobs, options
@@ -20,6 +20,9 @@ from keifu.server.generate import Call, Start, in_thread, many
 from keifu.server.sse import DONE, Events, data
 
 MOST_PROMPTS = 2048
+_END = (TokenLogprob(-1, "", None),)
+"""Stands for an output that ended before its first token: lm_eval counts one entry after the
+prompt's and drops it."""
 
 
 def prompts(given: str | list[Any], field: str) -> list[Prompt]:
@@ -83,9 +86,10 @@ def _whole(ask: _Ask, done: list[Completion]) -> dict[str, Any]:
         for choice in _best(each.choices, ask.keep):
             scores = None
             if ask.body.logprobs is not None:
-                scores = logprobs.completion(
-                    (*prompt, *choice.logprobs) if ask.body.echo else choice.logprobs
-                )
+                tokens = choice.logprobs
+                if ask.body.echo:
+                    tokens = (*prompt, *(tokens or _END[: ask.body.max_tokens]))
+                scores = logprobs.completion(tokens)
             entry = _choice(len(choices), echo + choice.text, scores, choice.finish)
             entry["stop_reason"] = choice.stop
             if ask.body.prompt_logprobs is not None:

@@ -17,7 +17,11 @@ from keifu.server.generate import Call, in_thread
 
 
 async def tokenize(call: Call, lm: LM, body: TokenizeBody) -> Reply:
-    """Ids of a text (with begin tokens unless add_special_tokens is false) or a conversation."""
+    """Ids of a text (with begin tokens unless add_special_tokens is false) or a conversation.
+
+    Special tokens that are written out count as such unless parse_special is false: clients look
+    up the end token's id this way, and send conversations that they rendered themselves.
+    """
     text = body.prompt if body.prompt is not None else body.content
     if (text is None) == (body.messages is None):
         raise bad("give either prompt or messages", "prompt")
@@ -25,8 +29,8 @@ async def tokenize(call: Call, lm: LM, body: TokenizeBody) -> Reply:
         # llama.cpp's `content` comes without begin tokens, vLLM's `prompt` with them.
         flag = body.add_special_tokens if body.prompt is not None else body.add_special
         special = body.prompt is not None if flag is None else flag
-        plain = text
-        ids = await in_thread(lambda: lm.encode(plain, special=special))
+        plain, parse = text, body.parse_special is not False
+        ids = await in_thread(lambda: lm.encode(plain, special=special, parse=parse))
     else:
         messages = options.conversation(body.messages or [])
         more: dict[str, Any] = {}

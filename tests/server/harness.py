@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import codecs
+import itertools
+import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -23,6 +25,7 @@ from keifu.server.run import Server, listen
 from keifu.server.settings import Access, Limits
 
 BOS, EOS, FIRST = 0, 1, 3
+SPECIAL = {"<bos>": [BOS], "<eos>": [EOS]}
 VOCABULARY = 256 + FIRST
 
 
@@ -54,11 +57,16 @@ class FakeLM(LM):
         self.closed = False
         self._lock = threading.Lock()
 
-    def encode(self, prompt: Any, *, special: bool = True, **options: Any) -> list[int]:
+    def encode(
+        self, prompt: Any, *, special: bool = True, parse: bool = False, **options: Any
+    ) -> list[int]:
         if not isinstance(prompt, str):
             lines = [f"{m['role']}: {m['content']}" for m in prompt]
             prompt = "\n".join([*lines, "assistant: "])
-        return [BOS] * special + [b + FIRST for b in prompt.encode()]
+        ids = [BOS] * special
+        for part in re.split("(<bos>|<eos>)" if parse else "(?!)", prompt):
+            ids += (parse and SPECIAL.get(part)) or [b + FIRST for b in part.encode()]
+        return ids
 
     def decode(self, tokens: Sequence[int]) -> str:
         names = {BOS: b"<bos>", EOS: b"<eos>", 2: b"<pad>"}
@@ -90,7 +98,11 @@ class FakeLM(LM):
         return self._start(self.encode(messages), self.sampling(options), names)
 
     async def ascore(self, prompt: Any, continuation: Any) -> Score:
-        raise NotImplementedError
+        before, after = self.encode(prompt), self.encode(continuation, special=False)
+        pairs = itertools.pairwise([before[-1], *after])
+        scores = [self.scored(a, b, 1) for a, b in pairs]
+        greedy = all(s.id == s.top[0].id for s in scores)
+        return Score(tuple(s.logprob for s in scores), greedy, tuple(after))
 
     async def aembed(self, texts: Sequence[Any]) -> list[list[float]]:
         ids = [self.encode(t) if isinstance(t, str) else t for t in texts]
@@ -147,7 +159,7 @@ class FakeLM(LM):
         while time.monotonic() < until and not stop.is_set():
             time.sleep(0.005)
         if sampling.prompt_logprobs is not None and ids:
-            pairs = zip(ids, ids[1:], strict=False)
+            pairs = itertools.pairwise(ids)
             rest = [self.scored(a, b, sampling.prompt_logprobs) for a, b in pairs]
             stream.put(Delta(prompt_logprobs=(self._one(ids[0], None), *rest)))
         limit = min(room, room if sampling.max_tokens is None else sampling.max_tokens)
@@ -176,11 +188,7 @@ class FakeLM(LM):
                 break
             if self.breaks_at == count:
                 raise RuntimeError("secret /etc/path in a traceback")
-            token = EOS if reply is not None and count >= len(reply) else -1
-            if token < 0 and reply is not None:
-                token = reply[count] + FIRST
-            elif token < 0:  # printable ASCII alone, so that text is one byte a token
-                token = FIRST + 32 + int(np.argmax(self.table[last][FIRST + 32 : FIRST + 127]))
+            token = self._next(reply, count, last)
             if token == EOS:
                 finish = "stop"
                 break
@@ -210,6 +218,12 @@ class FakeLM(LM):
             index, piece, (), (), None, calls, finish=finish, stop=ended, usage=usage
         )
         stream.put(last_delta)
+
+    def _next(self, reply: bytes | None, count: int, last: int) -> int:
+        if reply is not None:
+            return reply[count] + FIRST if count < len(reply) else EOS
+        start = FIRST + 32  # printable ASCII alone, so that text is one byte a token
+        return start + int(np.argmax(self.table[last][start : FIRST + 127]))
 
 
 class Running:

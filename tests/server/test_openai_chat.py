@@ -279,8 +279,8 @@ def test_typed_errors(client: openai.OpenAI) -> None:
     assert long.value.code == "context_length_exceeded"
     assert "419" in long.value.message
     assert "300" in long.value.message
+    picture = {"type": "image_url", "image_url": {"url": "http://169.254.169.254/"}}
     with pytest.raises(openai.BadRequestError) as image:
-        picture = {"type": "image_url", "image_url": {"url": "http://169.254.169.254/"}}
         ask(messages=[{"role": "user", "content": [picture]}])
     assert image.value.code == "unsupported_content"
     with pytest.raises(openai.BadRequestError):
@@ -300,11 +300,11 @@ def test_a_bug_is_a_500_without_its_secrets(client: openai.OpenAI) -> None:
 def test_an_error_in_mid_stream_is_raised_by_the_client(
     house: Running, client: openai.OpenAI
 ) -> None:
-    texts = []
-    with pytest.raises(openai.APIError):
-        for chunk in client.chat.completions.create(model="breaks", messages=USER, stream=True):
-            texts.append(chunk.choices[0].delta.content)
+    stream = client.chat.completions.create(model="breaks", messages=USER, stream=True)
+    texts = [next(stream).choices[0].delta.content for _ in range(4)]
     assert texts == ["", "a", "b", "c"]
+    with pytest.raises(openai.APIError):
+        next(stream)
     body = {"model": "breaks", "messages": USER, "stream": True}
     raw = house.http.post("/v1/chat/completions", json=body).text
     assert raw.rstrip().endswith("}}")
