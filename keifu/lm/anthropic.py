@@ -1,4 +1,7 @@
-"""Models behind Anthropic's Messages API (version 2023-06-01)."""
+"""Models behind Anthropic's Messages API.
+
+Version 2026-10-21 of the protocol dropped temperature, top_p and top_k: a request that sets one
+of them is sent under version 2023-06-01, which still takes them for the models that do."""
 
 from __future__ import annotations
 
@@ -10,9 +13,11 @@ from keifu.core.errors import KeifuError
 from keifu.inference.request import Delta, FinishReason, Message, ParameterError, ToolCall, Usage
 from keifu.lm.base import ChatOptions
 from keifu.lm.errors import RemoteError
-from keifu.lm.remote import Ask, Decoder, RemoteLM, data_url, parse_json, text_of
+from keifu.lm.remote import Ask, Call, Decoder, RemoteLM, data_url, parse_json, text_of
 from keifu.lm.sse import Event
 from keifu.lm.transport import Transport
+
+VERSION, OLD_VERSION = "2026-10-21", "2023-06-01"
 
 DEFAULT_OUTPUT = 4096
 """The API demands max_tokens; every model it serves allows this many."""
@@ -42,10 +47,11 @@ class AnthropicLM(RemoteLM):
     native_n: ClassVar[bool] = False
 
     def headers(self, key: str | None) -> dict[str, str]:
-        """The key and the version of the protocol."""
-        return {"anthropic-version": "2023-06-01", **({"x-api-key": key} if key else {})}
+        """Bearer authentication, as the vendor's clients do since 2026-10, and the version."""
+        bearer = {"authorization": f"Bearer {key}"} if key else {}
+        return {"anthropic-version": VERSION, **bearer}
 
-    def chat_request(self, messages: Sequence[Message], ask: Ask) -> tuple[str, dict[str, Any]]:
+    def chat_request(self, messages: Sequence[Message], ask: Ask) -> Call:
         """`/v1/messages`; n outputs are n requests, since it answers one at a time."""
         if ask.sampling.temperature > 1:
             raise ParameterError("temperature", ask.sampling.temperature, "anthropic goes to 1")
@@ -56,7 +62,8 @@ class AnthropicLM(RemoteLM):
         body |= self._prompt(messages, ask.chat)
         if ask.chat.template_options:
             raise ParameterError("template_options", True, "anthropic has no such setting")
-        return "/v1/messages", body
+        sampled = body.keys() & {"temperature", "top_p", "top_k"}
+        return Call("/v1/messages", body, {"anthropic-version": OLD_VERSION} if sampled else {})
 
     def _prompt(self, messages: Sequence[Message], chat: ChatOptions) -> dict[str, Any]:
         """What is read: system, messages, tools; the part that is counted."""

@@ -1,4 +1,4 @@
-"""Models behind Google's Gemini API (generativelanguage v1beta): chat and embeddings."""
+"""Models behind Google's Gemini API (generativelanguage v1): chat and embeddings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from keifu.inference.request import (
 )
 from keifu.lm.base import ChatOptions, Prompt
 from keifu.lm.errors import RemoteError
-from keifu.lm.remote import Ask, Decoder, RemoteLM, data_url, parse_json, text_of
+from keifu.lm.remote import Ask, Call, Decoder, RemoteLM, data_url, parse_json, text_of
 from keifu.lm.sse import Event
 from keifu.lm.transport import Transport
 
@@ -55,9 +55,9 @@ class GeminiLM(RemoteLM):
         return {"x-goog-api-key": key} if key else {}
 
     def _path(self, verb: str) -> str:
-        return f"/v1beta/models/{urllib.parse.quote(self.model, safe='')}:{verb}"
+        return f"/v1/models/{urllib.parse.quote(self.model, safe='')}:{verb}"
 
-    def chat_request(self, messages: Sequence[Message], ask: Ask) -> tuple[str, dict[str, Any]]:
+    def chat_request(self, messages: Sequence[Message], ask: Ask) -> Call:
         """`streamGenerateContent` with server-sent events."""
         if ask.chat.template_options or ask.chat.continue_final:
             name = "continue_final" if ask.chat.continue_final else "template_options"
@@ -69,7 +69,7 @@ class GeminiLM(RemoteLM):
         settings |= _format(ask.chat.response_format)
         if settings:
             body["generationConfig"] = settings
-        return self._path("streamGenerateContent?alt=sse"), body
+        return Call(self._path("streamGenerateContent?alt=sse"), body)
 
     def _prompt(self, messages: Sequence[Message], chat: ChatOptions) -> dict[str, Any]:
         """What is read: systemInstruction, contents, tools; the part that is counted."""

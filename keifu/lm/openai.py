@@ -27,7 +27,7 @@ from keifu.inference.stream import Stream
 from keifu.lm.base import ChatOptions, Prompt
 from keifu.lm.counting import chat_tokens, published_tokenizer
 from keifu.lm.errors import RemoteError, UncountableError
-from keifu.lm.remote import Ask, Decoder, RemoteLM
+from keifu.lm.remote import Ask, Call, Decoder, RemoteLM
 from keifu.lm.sse import Event
 from keifu.lm.transport import Transport, submit
 
@@ -86,7 +86,7 @@ class OpenAILM(RemoteLM):
             body["logit_bias"] = {str(k): v for k, v in bias.items()}
         return body
 
-    def chat_request(self, messages: Sequence[Message], ask: Ask) -> tuple[str, dict[str, Any]]:
+    def chat_request(self, messages: Sequence[Message], ask: Ask) -> Call:
         """`/chat/completions`; messages, tools and response formats are already in its shape."""
         # The vendor's reasoning models refuse max_tokens, older servers know nothing else.
         limit = "max_completion_tokens" if self.at_vendor else "max_tokens"
@@ -108,7 +108,7 @@ class OpenAILM(RemoteLM):
             body["chat_template_kwargs"] = dict(chat.template_options)
         if chat.continue_final:
             body |= {"continue_final_message": True, "add_generation_prompt": False}
-        return "/chat/completions", body
+        return Call("/chat/completions", body)
 
     def chat_decoder(self) -> Decoder:
         """Reads `chat.completion.chunk` events."""
@@ -119,9 +119,7 @@ class OpenAILM(RemoteLM):
         ask = self.ask(options)
         body = self._body(ask, {"max_tokens": "max_tokens"})
         body["prompt"] = prompt if isinstance(prompt, str) else list(prompt)
-        return self.start(
-            "/completions", body, lambda: OpenAIDecoder(self.transport), ask.sampling.n
-        )
+        return self.start(Call("/completions", body), self.chat_decoder, ask.sampling.n)
 
     async def ascore(self, prompt: Prompt, continuation: Prompt) -> Score:
         """`/completions` with echo: the server reads the text and reports each token's logprob."""

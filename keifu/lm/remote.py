@@ -62,6 +62,16 @@ class RemoteOptions:
 
 
 @dataclass(frozen=True)
+class Call:
+    """One request as it goes out."""
+
+    path: str
+    body: Mapping[str, Any]
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Besides those of every request."""
+
+
+@dataclass(frozen=True)
 class Ask:
     """One request's options: checked, split, and only those that were given."""
 
@@ -131,8 +141,8 @@ class RemoteLM(LM):
         """Headers of every request."""
 
     @abstractmethod
-    def chat_request(self, messages: Sequence[Message], ask: Ask) -> tuple[str, dict[str, Any]]:
-        """Path and body of a streamed chat request."""
+    def chat_request(self, messages: Sequence[Message], ask: Ask) -> Call:
+        """A streamed chat request."""
 
     @abstractmethod
     def chat_decoder(self) -> Decoder:
@@ -159,14 +169,14 @@ class RemoteLM(LM):
         ask = self.ask(options)
         check_messages(messages)
         try:
-            path, body = self.chat_request(messages, ask)
+            call = self.chat_request(messages, ask)
         except KeyError as error:
             raise KeifuError(f"a message, tool or format lacks the field {error}") from None
 
         async def check() -> None:
             await self._check_room(messages, ask)
 
-        return self.start(path, body, self.chat_decoder, ask.sampling.n, check)
+        return self.start(call, self.chat_decoder, ask.sampling.n, check)
 
     def count_tokens(self, messages: str | Sequence[Message], **options: Any) -> int:
         """Exact tokens of a text or a conversation; may ask the server."""
@@ -209,8 +219,7 @@ class RemoteLM(LM):
 
     def start(
         self,
-        path: str,
-        body: Mapping[str, Any],
+        call: Call,
         decoder: Callable[[], Decoder],
         n: int,
         check: Callable[[], Coroutine[Any, Any, None]] | None = None,
@@ -228,7 +237,9 @@ class RemoteLM(LM):
         async def answer(index: int) -> None:
             clock = _Clock()
             read = decoder()
-            async with contextlib.aclosing(self.transport.events(path, body)) as events:
+            async with contextlib.aclosing(
+                self.transport.events(call.path, call.body, call.headers)
+            ) as events:
                 async for event in events:
                     put(read.feed(event), index, clock)
             put(read.end(), index, clock)

@@ -36,8 +36,9 @@ class SSEParser:
 
     def feed(self, chunk: bytes) -> Iterator[Event]:
         """The events that `chunk` completes."""
-        if self._after_cr and chunk:
-            self._after_cr = False
+        if not chunk:
+            return
+        if self._after_cr:
             chunk = chunk.removeprefix(b"\n")
         lines = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
         self._after_cr = chunk.endswith(b"\r")

@@ -121,10 +121,12 @@ class Transport:
                 await response.aclose()
         return self.decode(raw)
 
-    async def events(self, path: str, body: object) -> AsyncGenerator[Event, None]:
+    async def events(
+        self, path: str, body: object, headers: Mapping[str, str]
+    ) -> AsyncGenerator[Event, None]:
         """The server-sent events that answer a POST; closing the iterator closes the connection."""
         async with self._deadline():
-            response = await self._open("POST", self.connection.url + path, body)
+            response = await self._open("POST", self.connection.url + path, body, headers)
             try:
                 kind = response.headers.get("content-type", "")
                 if not kind.startswith("text/event-stream"):
@@ -201,10 +203,12 @@ class Transport:
             self._client = httpx.AsyncClient(headers=headers, limits=limits, timeout=timeout)
         return self._client
 
-    async def _open(self, method: str, url: str, body: object) -> httpx.Response:
+    async def _open(
+        self, method: str, url: str, body: object, headers: Mapping[str, str] | None = None
+    ) -> httpx.Response:
         """A 2xx response with its body unread, after as many retries as allowed."""
         try:
-            request = self._http().build_request(method, url, json=body)
+            request = self._http().build_request(method, url, json=body, headers=headers)
         except ValueError as error:  # a lone surrogate, a NaN
             raise KeifuError(f"the request cannot be written as JSON: {error}") from None
         for attempt in range(self.connection.retries + 1):

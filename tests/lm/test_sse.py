@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 
 import pytest
@@ -41,7 +42,7 @@ def test_standard_examples(stream: bytes, expected: list[Event]) -> None:
 def test_any_split_gives_the_same_events(cuts: list[int]) -> None:
     stream = "event: é\r\ndata: 系\r\rdata: 譜\r\ndata: x\n\n: ping\n\ndata: end\r\n\r\n".encode()
     places = [0, *sorted(c % (len(stream) + 1) for c in cuts), len(stream)]
-    chunks = [stream[a:b] for a, b in zip(places, places[1:], strict=False)]
+    chunks = [stream[a:b] for a, b in itertools.pairwise(places)]
     assert parse(*chunks) == [Event("é", "系"), Event("", "譜\nx"), Event("", "end")]
 
 
