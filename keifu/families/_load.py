@@ -21,7 +21,8 @@ from keifu.families import ARCHITECTURES, Family, families
 from keifu.families._gguf import arch_of, config_of, names_of
 from keifu.nn.part import build
 from keifu.nn.stack import StackModule
-from keifu.text.load import load_tokenizer, tokenizer_from_gguf
+from keifu.text.from_gguf import load_gguf
+from keifu.text.load import load
 from keifu.text.tokenizer import Tokenizer
 
 PRECISIONS = {"exact": torch.float32, "default": torch.bfloat16}
@@ -83,7 +84,7 @@ def _open_gguf(path: Path) -> Checkpoint:
         family=family,
         names=names_of(arch, family, family.spec()),
         source=file,
-        tokenizer=lambda: tokenizer_from_gguf(file.metadata),
+        tokenizer=lambda: load_gguf(file.metadata),
         generation=generation,
         config=config,
     )
@@ -131,7 +132,7 @@ def _open_folder(path: Path, allow_pickle: bool) -> Checkpoint:
         family=family,
         names=family.names(),
         source=source,
-        tokenizer=lambda: load_tokenizer(path),
+        tokenizer=lambda: load(path),
         generation=recommended,
         config=config,
     )
