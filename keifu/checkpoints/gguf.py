@@ -15,9 +15,13 @@ import torch
 from torch import Tensor
 
 from keifu.checkpoints.gguf_header import DENSE, Header, TensorInfo, parse_header, shown
+from keifu.checkpoints.gguf_metadata import Metadata, Value
+from keifu.checkpoints.gguf_write import write_gguf
 from keifu.checkpoints.source import no_tensor
 from keifu.core.errors import FormatError, KeifuError
 from keifu.nn.kernels.formats import FORMATS, Packed
+
+__all__ = ["GGUFFile", "Metadata", "TensorInfo", "Value", "write_gguf"]
 
 _SPLIT = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
 # Python's mmap has no name for it. Without it a private writable map of a file larger than memory

@@ -71,10 +71,10 @@ def _q6_blocks(x: Tensor, d: Tensor, scale: Tensor) -> Tensor:
     return torch.cat((low, high.flatten(1), scale.to(torch.int8).view(torch.uint8), stored(d)), 1)
 
 
-def _q6_options(x: Tensor, steps: Tensor) -> list[Tensor]:
+def _q6_options(x: Tensor, steps: Tensor, widest_scale: int) -> list[Tensor]:
     """Encodings of x (n, 16, 16) from wanted steps (n, 16), the later ones with d refitted."""
     widest = steps.gather(1, steps.abs().argmax(dim=1, keepdim=True))
-    d = _as_stored(widest / -128)
+    d = _as_stored(widest / widest_scale)
     scale = _over(steps, d).round_().clamp_(-128, 127)
     options = [_q6_blocks(x, d, scale)]
     for _ in range(REFITS):
@@ -88,8 +88,8 @@ def _q6_options(x: Tensor, steps: Tensor) -> list[Tensor]:
 def encode_q6_k(x: Tensor) -> Tensor:
     """x (n, 256) float32 -> blocks (n, 210)."""
     parts = x.view(-1, 16, 16)
-    options = _q6_options(parts, _q6_steps(parts))
-    options += _q6_options(parts, parts.abs().amax(dim=2) / 31)
+    options = _q6_options(parts, _q6_steps(parts), -128)
+    options += _q6_options(parts, parts.abs().amax(dim=2) / 31, 127)
     options.append(_q6_blocks(parts, _as_stored(x[:, :1]), torch.ones_like(parts[:, :, 0])))
     return _least_loss(x, options, decode_q6_k)
 
