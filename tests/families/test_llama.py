@@ -53,5 +53,4 @@ OPTIONS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("option", OPTIONS)
 def test_parity(option: str, tmp_path: Path) -> None:
     theirs = LlamaForCausalLM(LlamaConfig(**{**BASE, **OPTIONS[option]}))
-    # Dynamic scaling follows the length in `generate`; ours is fixed at admission (DESIGN.md).
-    both_ways(Llama, theirs, tmp_path / "m", generate=option != "dynamic")
+    both_ways(Llama, theirs, tmp_path / "m", by_length=option == "dynamic")
