@@ -74,9 +74,7 @@ class LocalLM(LM):
     def _marker_ids(self, form: ToolFormat) -> frozenset[int]:
         """Special tokens that are part of a tool call and so must reach the reader as text."""
         wanted = set(markers(form))
-        return frozenset(
-            i for i in self.tokenizer.special_ids if self.tokenizer.token(i) in wanted
-        )
+        return frozenset(i for i in self.tokenizer.special_ids if self.tokenizer.token(i) in wanted)
 
     async def ascore(self, prompt: Prompt, continuation: Prompt) -> Score:
         """Log-probabilities of the continuation's tokens after the prompt's."""
@@ -112,11 +110,17 @@ class LocalLM(LM):
         return len(self.encode(messages, **options))
 
     def encode(
-        self, prompt: str | Sequence[Message], *, special: bool = True, **options: Any
+        self,
+        prompt: str | Sequence[Message],
+        *,
+        special: bool = True,
+        parse: bool = False,
+        **options: Any,
     ) -> list[int]:
         """Ids of a text, or of a conversation once its template is applied."""
         if isinstance(prompt, str):
-            return self.tokenizer.encode(prompt, add_bos=None if special else False)
+            bos = None if special else False
+            return self.tokenizer.encode(prompt, add_bos=bos, special=parse)
         return self.tokenizer.encode_chat(prompt, **options)
 
     def decode(self, tokens: Sequence[int]) -> str:

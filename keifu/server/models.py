@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -39,6 +40,32 @@ def offers(sources: Sequence[str], aliases: Sequence[str] = ()) -> list[Offer]:
     if len(set(ids)) != len(ids) or not all(ids):
         raise KeifuError(f"models need different names, not {', '.join(ids)}: add --alias")
     return found
+
+
+async def in_background(work: Callable[[], LM]) -> LM:
+    """Run in a thread that a stopping process does not wait for: a download may take long."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[LM] = loop.create_future()
+
+    def settle(lm: LM | None, error: BaseException | None) -> None:
+        if done.cancelled():
+            return
+        if lm is not None:
+            done.set_result(lm)
+        else:
+            done.set_exception(error or RuntimeError("no model"))
+
+    def run() -> None:
+        result: tuple[LM | None, BaseException | None]
+        try:
+            result = (work(), None)
+        except BaseException as error:
+            result = (None, error)
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(settle, *result)
+
+    threading.Thread(target=run, daemon=True, name="keifu-load").start()
+    return await done
 
 
 @dataclass
@@ -162,7 +189,7 @@ class Models:
             if slot.closing:
                 await slot.closing
             began = time.monotonic()
-            lm = await asyncio.to_thread(self._load, slot.offer.source)
+            lm = await in_background(lambda: self._load(slot.offer.source))
             slot.lm, slot.state = lm, "ready"
             log.info("%s loaded in %.2f s", slot.offer.id, time.monotonic() - began)
             return lm

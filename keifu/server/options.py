@@ -26,6 +26,8 @@ SAME = (
     "presence_penalty", "frequency_penalty", "seed", "n", "ignore_eos", "min_tokens",
     "prompt_logprobs",
 )  # fmt: skip
+RESERVED = frozenset({"messages", "prompt", "special", "parse", "tools", "continue_final", "self"})
+"""What a chat template gets from elsewhere."""
 RENAMED = {
     "repetition_penalty": "repeat_penalty",
     "max_tokens": "max_completion_tokens",
@@ -127,6 +129,9 @@ def chat(body: ChatBody, lm: LM) -> dict[str, Any]:
     if (wanted := response_format(body)) is not None:
         options["response_format"] = wanted
     template = dict(body.chat_template_kwargs or {})
+    if taken := RESERVED & template.keys():
+        text = f"chat_template_kwargs may not set {', '.join(sorted(taken))}"
+        raise bad(text, "chat_template_kwargs")
     if body.add_generation_prompt is not None:
         template["add_generation_prompt"] = body.add_generation_prompt
     if template:

@@ -35,7 +35,7 @@ async def tokenize(call: Call, lm: LM, body: TokenizeBody) -> Reply:
         messages = options.conversation(body.messages or [])
         more: dict[str, Any] = {}
         if body.add_generation_prompt is not None:
-            more["template_options"] = {"add_generation_prompt": body.add_generation_prompt}
+            more["add_generation_prompt"] = body.add_generation_prompt
         ids = await in_thread(lambda: lm.encode(messages, **more))
     reply: dict[str, object] = {"tokens": ids, "count": len(ids), "max_model_len": lm.context}
     if body.return_token_strs:
