@@ -84,8 +84,8 @@ class LM(ABC):
 
         `parse` reads special tokens that are written out in the text as such, which is only for
         those who mean it: "<|im_end|>" is one token then. Options of a conversation are `tools`,
-        `continue_final`, `add_generation_prompt` and the chat template's own variables. Raises KeifuError where the tokenizer is
-        out of reach, as it is for most remote models.
+        `continue_final`, `add_generation_prompt` and the chat template's own variables. Raises
+        KeifuError where the tokenizer is out of reach, as it is for most remote models.
         """
         raise KeifuError(f"{self.name} does not show its tokenizer: it cannot encode")
 
