@@ -1,0 +1,208 @@
+"""The keifu command: one literal table of verbs, each imported when it is called."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import io
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+import keifu
+from keifu.core.errors import KeifuError, nearest
+
+RUN, CHANGE, USE, KNOW = "Run a model", "Change a model", "Use a model", "Understand a model"
+
+
+@dataclass(frozen=True)
+class Verb:
+    """Where a verb lives ("module:attribute": a function or a `Verbs`), and what it is for."""
+
+    target: str
+    job: str
+    help: str
+
+
+VERBS = {
+    "chat": Verb("keifu.cli.chat:command", RUN, "Talk to a model, or ask it one thing."),
+    "serve": Verb("keifu.cli.serve:command", RUN, "Serve models over HTTP (OpenAI, Anthropic)."),
+    "complete": Verb("keifu.cli.complete:command", RUN, "Continue a text."),
+    "embed": Verb("keifu.cli.embed:command", USE, "Turn texts into vectors."),
+    "diff": Verb("keifu.cli.diff:command", KNOW, "What one family changed against another."),
+    "doctor": Verb("keifu.cli.doctor:command", KNOW, "What this machine has; what will be slow."),
+}
+
+ABOUT = """Language models from the whole family tree, working, on your machine.
+
+The default model, smollm2-135m, is fetched on first use (93 MB): no account, no hub."""
+
+EXAMPLES = """\
+Examples:
+  keifu chat                                 talk; /help shows what else it can do
+  keifu chat "Why is the sky blue?"          one answer
+  cat notes.txt | keifu chat "Summarise."    with piped input
+  keifu chat --json --temperature 0 "Hi"     for programs
+  keifu doctor                               what this machine can do
+
+Settings: flags, then KEIFU_* variables, then ~/.config/keifu/config.yaml, then the model's own.
+`keifu VERB --help` shows a verb's flags. KEIFU_DEBUG=1 shows tracebacks."""
+
+
+class Verbs(click.Group):
+    """A group over a table of verbs: listing it imports none of their modules."""
+
+    def __init__(self, name: str, table: dict[str, Verb], **settings: Any) -> None:
+        super().__init__(name, **settings)
+        self.table = table
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The verbs in the table's order."""
+        return list(self.table)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import one verb; its options take their defaults from the config file."""
+        if cmd_name not in self.table:
+            return None
+        module, _, attribute = self.table[cmd_name].target.partition(":")
+        found = getattr(importlib.import_module(module), attribute)
+        if isinstance(found, click.Command):
+            return found
+        command = _command(found, self.path(ctx, cmd_name))
+        if not ctx.resilient_parsing:
+            self.settle(ctx, command)
+        return command
+
+    @staticmethod
+    def path(ctx: click.Context, verb: str) -> str:
+        """The words after `keifu` that lead here: "models pull"."""
+        return " ".join([*ctx.command_path.split()[1:], verb])
+
+    @staticmethod
+    def settle(ctx: click.Context, command: click.Command) -> None:
+        """Put the config file's values under the command's own defaults."""
+        from keifu.cli import settings
+
+        settings.check_environment(command, VERBS)
+        config = settings.read_config(VERBS)
+        ctx.default_map = {str(command.name).rsplit(" ")[-1]: settings.defaults(command, config)}
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The verb named first; a miss names the nearest."""
+        verb = args[0]
+        if verb.startswith("-") or verb in self.table:
+            return super().resolve_command(ctx, args)
+        close = nearest(verb, self.table)
+        hint = f" Did you mean {' or '.join(close)}?" if close else ""
+        ask = f'{ctx.command_path} chat "{" ".join(args)}"' if self.name == "keifu" else ""
+        hint = hint or (f" To ask a model, write: {ask}" if ask else "")
+        raise click.UsageError(f"no verb {verb!r}.{hint}", ctx)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The verbs under the jobs that they serve."""
+        for job in dict.fromkeys(verb.job for verb in self.table.values()):
+            rows = [(name, verb.help) for name, verb in self.table.items() if verb.job == job]
+            with formatter.section(job):
+                formatter.write_dl(rows, col_max=20)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The epilog as it is written: examples keep their lines."""
+        if self.epilog:
+            formatter.write(f"\n{self.epilog}\n")
+
+
+def _command(found: Callable[..., Any], path: str) -> click.Command:
+    from keifu.cli.options import command_from
+
+    return command_from(found, path)
+
+
+def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if not value:
+        return
+    from importlib.metadata import version  # not torch itself: that takes seconds
+
+    python = ".".join(map(str, sys.version_info[:3]))
+    click.echo(f"keifu {keifu.__version__} (python {python}, torch {version('torch')})")
+    ctx.exit()
+
+
+def _completion(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    if not value:
+        return
+    from click.shell_completion import get_completion_class
+
+    shell = get_completion_class(value)
+    assert shell is not None
+    click.echo(shell(cli, {}, "keifu", "_KEIFU_COMPLETE").source())
+    ctx.exit()
+
+
+cli = Verbs(
+    "keifu",
+    VERBS,
+    help=ABOUT,
+    epilog=EXAMPLES,
+    subcommand_metavar="VERB ...",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    params=[
+        click.Option(
+            ["--version"], is_flag=True, expose_value=False, is_eager=True, callback=_version,
+            help="Show the versions of keifu, python and torch.",
+        ),
+        click.Option(
+            ["--show-completion"], type=click.Choice(["bash", "zsh", "fish"]), expose_value=False,
+            is_eager=True, callback=_completion, help="Print the completion script of a shell.",
+        ),
+    ],
+)  # fmt: skip
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code: 0 done, 1 failed, 2 misused, 130 interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and not stream.encoding.lower().startswith("utf"):
+            stream.reconfigure(errors="replace")  # an ASCII terminal gets `?`, not a crash
+    try:
+        code = cli.main(args, "keifu", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except click.exceptions.NoArgsIsHelpError as empty:
+        click.echo(empty.ctx.get_help() if empty.ctx else "")
+        return 0
+    except click.ClickException as misuse:
+        misuse.show()
+        return misuse.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        return 130
+    except BrokenPipeError:
+        # What reads our output has left: say nothing, and let the exit's flush say nothing either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if os.environ.get("KEIFU_DEBUG", "0") not in ("", "0"):
+            raise
+        print(f"keifu: {_line(error)}", file=sys.stderr)
+        return 1
+
+
+def _line(error: Exception) -> str:
+    """One line for any failure: what the user can mend as it is, a bug as a bug."""
+    if isinstance(error, KeifuError):
+        return " ".join(str(error).split())
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EROFS, errno.EACCES):
+        return f"{error.strerror}: {error.filename}"
+    if isinstance(error, MemoryError):
+        return "out of memory: use a smaller model or a smaller --ctx"
+    text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    return f"this is a bug: {text} (KEIFU_DEBUG=1 shows where)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,73 @@
+"""Opening a model from the command line: which one, on what, fetched first if it is not here."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from keifu.core.errors import KeifuError
+
+if TYPE_CHECKING:
+    from keifu.lm.base import LM
+
+DEFAULT = "smollm2-135m"
+REMOTE = ("openai", "anthropic", "gemini", "http", "https")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Which model runs, and how."""
+
+    model: str = field(default=DEFAULT, metadata={"short": "-m"})
+    """Name, path, hub id, or URL of a server; `keifu models list` shows what is here"""
+    ctx: int | None = None
+    """Tokens of context to hold (default: what the model was made for, as memory allows)"""
+    threads: int | None = None
+    """Threads to compute with (default: the cores this process may use)"""
+    device: str | None = None
+    """Where to run: cpu, cuda, mps (default: the fastest that is there)"""
+    precision: Literal["default", "exact"] = "default"
+    """`exact` computes in float32 throughout, for comparisons"""
+    offline: bool = False
+    """Never use the network"""
+
+    def __post_init__(self) -> None:
+        """Refuse what no machine can do."""
+        for name, value, most in (("ctx", self.ctx, 2**24), ("threads", self.threads, 1024)):
+            if value is not None and not 1 <= value <= most:
+                raise KeifuError(f"--{name} {value} is not allowed: from 1 to {most}")
+
+
+def find(options: ModelOptions, *, quiet: bool = False) -> None:
+    """Fetch the model if it is not on this machine, saying so; a remote one needs nothing."""
+    if options.offline:
+        os.environ["KEIFU_OFFLINE"] = "1"  # whoever would fetch later is bound by it too
+    if options.model.partition(":")[0] in REMOTE:
+        return
+    from keifu.lm.cards import find as card
+
+    if card(options.model):
+        return
+    from keifu.cli.fetch import fetch
+
+    fetch(options.model, offline=options.offline or None, quiet=quiet)
+
+
+def load(options: ModelOptions) -> LM:
+    """The model, ready to answer. Raises KeifuError."""
+    import keifu.lm
+
+    return keifu.lm.load(
+        options.model,
+        ctx=options.ctx,
+        threads=options.threads,
+        device=options.device,
+        precision=None if options.precision == "default" else options.precision,
+    )
+
+
+def warn(text: str) -> None:
+    """One line on stderr that is no failure."""
+    print(f"keifu: {text}", file=sys.stderr, flush=True)
