@@ -155,6 +155,7 @@ def _add_tokens(rust: tokenizers.Tokenizer, config: Mapping[str, Any]) -> None:
             have.add(name)
 
 
+_BERT = (("cls", "[CLS]"), ("sep", "[SEP]"), ("pad", "[PAD]"), ("unk", "[UNK]"), ("mask", "[MASK]"))
 _FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
 
 
@@ -170,7 +171,7 @@ def _marks(
         if found is not None:
             named[role] = found
     if isinstance(rust.model, models.WordPiece):
-        for role, token in (("cls", "[CLS]"), ("sep", "[SEP]"), ("pad", "[PAD]")):
+        for role, token in _BERT:
             found = rust.token_to_id(token)
             if role not in named and found is not None:
                 named[role] = found

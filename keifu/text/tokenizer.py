@@ -149,8 +149,7 @@ class Tokenizer:
 
     @cached_property
     def _encoder(self) -> Encoder:
-        unknown_id = {self.unk_id} - {self.bos_id, self.eos_id}
-        return Encoder(self._rust, self._added, self.control_ids, self.control_ids - unknown_id)
+        return Encoder(self._rust, self._added, self.control_ids)
 
     # --- chat
 
@@ -272,9 +271,9 @@ class Encoder:
         rust: tokenizers.Tokenizer,
         added: Mapping[int, tokenizers.AddedToken],
         control: frozenset[int],
-        never: frozenset[int],
     ) -> None:
-        self._rust, self._control, self._never = rust, control, never
+        self._rust, self._control = rust, control
+        self._never = control - self._unknown(rust.model)
         self._added = dict(sorted(added.items()))
         self._nonce = secrets.token_hex(8)
         contents: dict[int, str] = {i: str(rust.id_to_token(i)) for i in self._control}
@@ -282,6 +281,14 @@ class Encoder:
         longest = sorted(self._aliases, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, longest)) or r"(?!)")
         self._plain = self._wrap(rust.model)
+
+    @staticmethod
+    def _unknown(model: Any) -> frozenset[int]:
+        """What the model writes for a character it cannot know: the one special id in its power."""
+        try:
+            return frozenset(token.id for token in model.tokenize("\U0010fffd"))
+        except Exception as error:
+            raise FormatError(f"the tokenizer's model: {error}") from None
 
     def _wrap(self, model: Any) -> tokenizers.Tokenizer:
         """A tokenizer over `model` with aliases for the control tokens; sets the id table."""
@@ -338,7 +345,7 @@ class Encoder:
             ) from None
         except BaseException as error:
             # A pre-tokenizer's regex that runs out of its retry limit is a Rust panic.
-            if type(error).__name__ != "PanicException":
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
                 raise
             raise FormatError(f"the tokenizer's own rules failed on this text: {error}") from None
         ids: list[int] = encoding.ids
