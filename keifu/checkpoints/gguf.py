@@ -133,7 +133,7 @@ def _open_parts(path: Path) -> list[tuple[Tensor, Header]]:
     if count in (0, 1):
         return [opened]
     name = _SPLIT.fullmatch(path.name)
-    if not name or int(name["count"]) != count:
+    if not name or type(count) is not int or int(name["count"]) != count:
         raise FormatError(
             f"{path}: split.count is {count!r:.80}, so its name must end in -00001-of-"
             f"{f'{count:05d}' if type(count) is int else 'N'}.gguf, beside the other parts"
@@ -146,9 +146,9 @@ def _open_parts(path: Path) -> list[tuple[Tensor, Header]]:
         part = _map(file, i)
         said = [part[1].metadata.get(key) for key in ("split.no", "split.count")]
         if said != [i, count]:
-            raise FormatError(f"{file}: split.no and split.count are {said}, not {[i, count]}")
+            raise FormatError(f"{file}: split.no and split.count are {str(said):.80}, not {[i, count]}")
         parts.append(part)
-    total = opened[1].metadata.get("split.tensors.count")
+    total = parts[0][1].metadata.get("split.tensors.count")
     held = sum(len(header.tensors) for _, header in parts)
     if total not in (None, held):
         raise FormatError(f"{path}: split.tensors.count is {total!r:.80}, the parts hold {held}")

@@ -175,7 +175,8 @@ def parse_header(data: Any, size: int, path: str, part: int = 0) -> Header:
     metadata = _metadata(cursor, key_count)
     alignment = metadata.get("general.alignment", ALIGNMENT)
     if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
-        raise cursor.error(f"general.alignment is {alignment!r:.80}, not a power of two")
+        found = alignment if type(alignment) is int else type(alignment).__name__
+        raise cursor.error(f"general.alignment is {found}, not a power of two")
     infos: dict[str, TensorInfo] = {}
     for _ in range(tensor_count):
         start, info = cursor.at, _tensor(cursor)
