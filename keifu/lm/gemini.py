@@ -135,7 +135,7 @@ def to_gemini(messages: Sequence[Message]) -> tuple[str, list[dict[str, Any]]]:
         role = message["role"]
         if role in ("system", "developer"):
             if contents:
-                raise KeifuError(f"message {index}: gemini takes system texts only at the start")
+                raise KeifuError(f"message {index}: gemini takes system messages only at the start")
             system.append(text_of(message.get("content")))
             continue
         side = "model" if role == "assistant" else "user"

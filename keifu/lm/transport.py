@@ -72,7 +72,8 @@ class Connection:
             raise KeifuError(f"{self.url!r} is not a URL: {error}") from None
         if url.userinfo:
             raise KeifuError("a model's URL may not hold a password: pass the key as api_key=")
-        if url.scheme not in ("http", "https") or not url.host or url.query or "\\" in self.url:
+        odd = not url.host or url.query or "\\" in self.url or (url.port or 0) > 65535
+        if odd or url.scheme not in ("http", "https"):
             raise KeifuError(
                 f"{self.url!r} is not the root of an HTTP API: give http(s)://host[:port]/path"
             )

@@ -8,7 +8,13 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from fake_server import FakeServer, Seen
+
+from tests.lm.fake_server import FakeServer, Seen
+
+
+class Listener(ThreadingHTTPServer):
+    request_queue_size = 128
+    daemon_threads = True
 
 
 @pytest.fixture
@@ -31,8 +37,7 @@ def server() -> Iterator[FakeServer]:
         def log_message(self, *args: object) -> None:
             pass
 
-    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Play)
-    httpd.daemon_threads = True
+    httpd = Listener(("127.0.0.1", 0), Play)
     fake.url = f"http://127.0.0.1:{httpd.server_address[1]}"
     threading.Thread(target=httpd.serve_forever, args=(0.02,), daemon=True).start()
     yield fake

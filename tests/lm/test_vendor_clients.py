@@ -13,13 +13,13 @@ import json
 from typing import Any
 
 import pytest
-from fake_server import FakeServer
 
 from keifu.inference.request import Message
 from keifu.lm import load
 from keifu.lm.anthropic import AnthropicLM
 from keifu.lm.gemini import GeminiLM
 from keifu.lm.openai import OpenAILM
+from tests.lm.fake_server import FakeServer
 
 PNG = base64.b64encode(b"\x89PNG not really").decode()
 SCHEMA = {
