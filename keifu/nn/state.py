@@ -184,8 +184,12 @@ class StatePool:
         other = self.open()
         other.length = state.length
         other.snapshots = dict(state.snapshots)
-        for group, mine, theirs in zip(self.groups, state.tables, other.tables, strict=True):
-            group.share(mine, theirs, state.length)
+        try:
+            for group, mine, theirs in zip(self.groups, state.tables, other.tables, strict=True):
+                group.share(mine, theirs, state.length)
+        except OutOfState:
+            self.free(other)
+            raise
         for tensor in self.fixed.values():
             tensor[other.slot] = tensor[state.slot]
         return other

@@ -1,0 +1,342 @@
+/* Causal attention over paged state: softmax(scale q k^T + bias) v for the slots a row may see.
+ *
+ * The past of a row is cut into spans (kf_span) that threads share; each leaves its maximum, its
+ * sum and its weighted values in `partial`, and `merge` puts a row's spans together in order. A
+ * span goes through its slots in chunks: scores of all heads that share the keys, then values. */
+
+enum { HEADS = 4 /* query heads that share one walk through keys and values */ };
+
+/* Keys and values are read 2 * LANES elements at a time. In bfloat16 the two vectors that come out
+ * hold the even and the odd elements; queries and sums are kept in the same order. */
+INLINE void load_pair(const int wide, const uint8_t *at, int left, vf *a, vf *b)
+{
+    if (wide) {
+        float lanes[2 * LANES] = {0};
+        if (left < 2 * LANES) memcpy(lanes, at, (size_t)left * 4), at = (const uint8_t *)lanes;
+        *a = load((const float *)at), *b = load((const float *)at + LANES);
+        return;
+    }
+    uint16_t lanes[2 * LANES] = {0};
+    if (left < 2 * LANES) memcpy(lanes, at, (size_t)left * 2), at = (const uint8_t *)lanes;
+    vu bits = load_bits(at);
+    *a = (vf)(bits << 16), *b = (vf)(bits & 0xffff0000);
+}
+
+/* Where element i of a head lies among the vectors that load_pair makes. */
+INLINE int paired(int wide, int i)
+{
+    if (wide) return i;
+    int at = i % (2 * LANES);
+    return i - at + at / 2 + at % 2 * LANES;
+}
+
+/* Floats a head takes among the vectors of load_pair. */
+INLINE int line_of(int width) { return (width + 2 * LANES - 1) / (2 * LANES) * 2 * LANES; }
+
+/* LANES vectors -> the vector of their sums, by halving: pairs of neighbours are added. */
+INLINE vf sum_each(const vf *v)
+{
+    vf level[LANES];
+    for (int i = 0; i < LANES; i++) level[i] = v[i];
+    for (int n = LANES; n > 1; n /= 2) {
+        for (int i = 0; i < n / 2; i++) {
+            vf a = level[2 * i], b = level[2 * i + 1];
+#if LANES == 16
+            vf even = __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24,
+                                              26, 28, 30);
+            vf odd = __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25,
+                                             27, 29, 31);
+#elif LANES == 8
+            vf even = __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14);
+            vf odd = __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15);
+#else
+            vf even = __builtin_shufflevector(a, b, 0, 2, 4, 6);
+            vf odd = __builtin_shufflevector(a, b, 1, 3, 5, 7);
+#endif
+            level[i] = even + odd;
+        }
+    }
+    return level[0];
+}
+
+typedef struct {
+    int heads;                /* at most HEADS */
+    int line, width;          /* floats a head takes here, elements of a head */
+    const float *queries;     /* (heads, line), scaled, in the order of load_pair */
+    float *scores;            /* (heads, KF_CHUNK) */
+    float *sums;              /* (heads, line) */
+    const uint8_t **slots;    /* (KF_CHUNK) where each key or value begins */
+} chunk;
+
+/* scores[h][s] = queries[h] . keys[s] for `count` slots, padded up to whole vectors. */
+INLINE void score_chunk(const int wide, const int H, const int width, const chunk *c, int count)
+{
+    size_t step = wide ? 8 * LANES : 4 * LANES;
+    int row = line_of(width), pairs = row / (2 * LANES);
+    for (int s = 0; s < count; s += LANES) {
+        vf products[HEADS][LANES];
+        for (int l = 0; l < LANES; l++) {
+            const uint8_t *key = c->slots[s + l < count ? s + l : count - 1];
+            vf dots[HEADS];
+            for (int h = 0; h < H; h++) dots[h] = (vf){0};
+            for (int p = 0; p < pairs; p++) {
+                vf a, b;
+                load_pair(wide, key + p * step, width - p * 2 * LANES, &a, &b);
+                for (int h = 0; h < H; h++) {
+                    const float *q = c->queries + h * row + p * 2 * LANES;
+                    dots[h] += a * load(q);
+                    dots[h] += b * load(q + LANES);
+                }
+            }
+            for (int h = 0; h < H; h++) products[h][l] = dots[h];
+        }
+        for (int h = 0; h < H; h++) store(c->scores + h * KF_CHUNK + s, sum_each(products[h]));
+    }
+}
+
+/* sums[h] += scores[h][s] * values[s], `at` pairs from pair `first` on. */
+INLINE void add_values(const int wide, const int H, const int width, const int at, const chunk *c,
+                       int first, int count)
+{
+    size_t step = wide ? 8 * LANES : 4 * LANES;
+    int row = line_of(width);
+    vf sums[HEADS][4];
+    for (int h = 0; h < H; h++)
+        for (int i = 0; i < 2 * at; i++)
+            sums[h][i] = load(c->sums + h * row + (2 * first + i) * LANES);
+    for (int s = 0; s < count; s++) {
+        for (int p = 0; p < at; p++) {
+            vf a, b;
+            int left = width - (first + p) * 2 * LANES;
+            load_pair(wide, c->slots[s] + (first + p) * step, left, &a, &b);
+            for (int h = 0; h < H; h++) {
+                float weight = c->scores[h * KF_CHUNK + s];
+                sums[h][2 * p] += a * weight;
+                sums[h][2 * p + 1] += b * weight;
+            }
+        }
+    }
+    for (int h = 0; h < H; h++)
+        for (int i = 0; i < 2 * at; i++)
+            store(c->sums + h * row + (2 * first + i) * LANES, sums[h][i]);
+}
+
+INLINE void values_chunk(const int wide, const int H, const int width, const chunk *c, int count)
+{
+    int p = 0, pairs = line_of(width) / (2 * LANES);
+    for (; p + 2 <= pairs; p += 2) add_values(wide, H, width, 2, c, p, count);
+    if (p < pairs) add_values(wide, H, width, 1, c, p, count);
+}
+
+/* The common head widths get loops of known length. */
+#define WALK(name, H, wide)                                                                      \
+    static void name##_##H##_##wide(const chunk *c, int count)                                   \
+    {                                                                                            \
+        if (c->width == 64) name##_chunk(wide, H, 64, c, count);                         \
+        else if (c->width == 128) name##_chunk(wide, H, 128, c, count);                   \
+        else name##_chunk(wide, H, c->width, c, count);                                          \
+    }
+#define WALKS(name) WALK(name, 1, 0) WALK(name, 2, 0) WALK(name, 3, 0) WALK(name, 4, 0)          \
+    WALK(name, 1, 1) WALK(name, 2, 1) WALK(name, 3, 1) WALK(name, 4, 1)
+WALKS(score) WALKS(values)
+
+static void walk(int values, int wide, const chunk *c, int count)
+{
+#define ROW(name, wide) {name##_1_##wide, name##_2_##wide, name##_3_##wide, name##_4_##wide}
+    static void (*const table[2][2][4])(const chunk *, int) = {
+        {ROW(score, 0), ROW(score, 1)}, {ROW(values, 0), ROW(values, 1)}};
+#undef ROW
+    table[values][wide][c->heads - 1](c, count);
+}
+
+/* Softmax so far: scores become weights, and what was summed before shrinks to the new maximum. */
+static void weigh(const kf_op *op, const chunk *c, int count, int head, const float *distance,
+                  float *maxima, float *totals)
+{
+    for (int h = 0; h < c->heads; h++) {
+        float *scores = c->scores + h * KF_CHUNK, *sums = c->sums + h * c->line;
+        vf most = splat(-INFINITY), total = {0};
+        for (int s = 0; s < count; s += LANES) {
+            vf v = load(scores + s);
+            if (op->cap > 0) v = op->cap * hyperbolic_tangent(v / op->cap);
+            if (op->slopes) v -= op->slopes[head + h] * load(distance + s);
+            for (int l = count - s; l < LANES; l++) v[l] = -INFINITY;
+            most = larger(most, v);
+            store(scores + s, v);
+        }
+        float new = max_lanes(most), old = maxima[h];
+        if (old > new) new = old;
+        for (int s = 0; s < count; s += LANES) {
+            vf v = exponential(load(scores + s) - new);
+            for (int l = count - s; l < LANES; l++) v[l] = 0;
+            total += v;
+            store(scores + s, v);
+        }
+        float shrink = old == -INFINITY ? 0 : exponential(splat(old - new))[0];
+        totals[h] = totals[h] * shrink + sum_lanes(total);
+        maxima[h] = new;
+        if (shrink != 1)
+            for (int i = 0; i < c->line; i += LANES) store(sums + i, load(sums + i) * shrink);
+    }
+}
+
+/* What a span of a row's head adds up to: its values, then maximum and total. */
+INLINE float *partial_at(const kf_op *op, int64_t row, int head, int span)
+{
+    return op->partial + ((row * op->heads + head) * KF_SPANS + span) * (op->width + KF_PARTIAL);
+}
+
+typedef struct {
+    const kf_op *op;
+    kf_view view;
+    const int32_t *pages;
+    int length, group; /* of the row; which kv head */
+} past;
+
+/* Where `count` keys and values from index `base` of the view lie, and how far back they are. */
+static void locate(const past *p, int base, int count, const uint8_t **keys,
+                   const uint8_t **values, float *distance)
+{
+    const kf_op *op = p->op;
+    size_t bytes = (size_t)op->width * (op->flags & KF_FLOAT ? 4 : 2);
+    int mask = (1 << op->page_shift) - 1;
+    for (int s = 0; s < count; s++) {
+        int index = base + s;
+        int at = index < p->view.sinks ? index : index - p->view.sinks + p->view.start;
+        size_t slot = ((size_t)p->pages[at >> op->page_shift] << op->page_shift) + (at & mask);
+        size_t offset = (slot * op->kv_heads + p->group) * bytes;
+        keys[s] = (const uint8_t *)op->keys + offset;
+        values[s] = (const uint8_t *)op->values + offset;
+        distance[s] = (float)(p->length - 1 - at);
+    }
+    for (int s = count; s % LANES; s++) distance[s] = 0;
+}
+
+/* Indices [from, to) of a past for up to HEADS query heads, from `head` on. */
+static void attend_heads(const past *p, const float *q, int head, int heads, int from, int to,
+                         float *const *out)
+{
+    const kf_op *op = p->op;
+    int wide = !!(op->flags & KF_FLOAT), line = line_of(op->width);
+    float queries[HEADS * KF_WIDEST] = {0}, sums[HEADS * KF_WIDEST] = {0}, scores[HEADS * KF_CHUNK];
+    float maxima[HEADS], totals[HEADS] = {0}, distance[KF_CHUNK];
+    const uint8_t *keys[KF_CHUNK], *values[KF_CHUNK];
+    chunk c = {heads, line, op->width, queries, scores, sums, keys};
+    for (int h = 0; h < heads; h++) {
+        maxima[h] = -INFINITY;
+        for (int i = 0; i < op->width; i++)
+            queries[h * line + paired(wide, i)] = q[(head + h) * op->width + i] * op->scale;
+    }
+    for (int base = from; base < to; base += KF_CHUNK) {
+        int count = to - base < KF_CHUNK ? to - base : KF_CHUNK;
+        locate(p, base, count, keys, values, distance);
+        c.slots = keys;
+        walk(0, wide, &c, count);
+        weigh(op, &c, count, head, distance, maxima, totals);
+        c.slots = values;
+        walk(1, wide, &c, count);
+    }
+    for (int h = 0; h < heads; h++) {
+        for (int i = 0; i < op->width; i++) out[h][i] = sums[h * line + paired(wide, i)];
+        out[h][op->width] = maxima[h], out[h][op->width + 1] = totals[h];
+    }
+}
+
+static void attend_span(const kf_op *op, const kf_step *step, int row, int group, int span)
+{
+    past p = {op, kf_visible(op, step, row), NULL, step->lengths[row], group};
+    p.pages = step->tables[op->table] + step->owners[row] * step->table_strides[op->table];
+    int size = kf_span(p.view.seen), from = span * size, share = op->heads / op->kv_heads;
+    int to = from + size < p.view.seen ? from + size : p.view.seen;
+    for (int first = 0; first < share; first += HEADS) {
+        int heads = share - first < HEADS ? share - first : HEADS, head = group * share + first;
+        float *out[HEADS];
+        for (int h = 0; h < heads; h++) out[h] = partial_at(op, row, head + h, span);
+        attend_heads(&p, op->in + row * op->in_stride, head, heads, from, to, out);
+    }
+}
+
+INLINE int spans_of(int seen) { return (seen + kf_span(seen) - 1) / kf_span(seen); }
+
+/* Work is shared by slots: a span belongs to the thread in whose part it begins. */
+static void attend(const kf_op *op, const kf_step *step, const kf_worker *worker)
+{
+    int64_t total = 0, passed = 0, from, to;
+    for (int row = 0; row < step->rows; row++)
+        total += (int64_t)kf_visible(op, step, row).seen * op->kv_heads;
+    kf_share(total, worker, &from, &to);
+    for (int row = 0; row < step->rows; row++) {
+        int seen = kf_visible(op, step, row).seen, size = kf_span(seen);
+        for (int group = 0; group < op->kv_heads; group++) {
+            for (int span = 0; span * size < seen; span++) {
+                int64_t begin = passed + (int64_t)group * seen + span * size;
+                if (begin >= from && begin < to) attend_span(op, step, row, group, span);
+            }
+        }
+        passed += (int64_t)seen * op->kv_heads;
+    }
+}
+
+static void merge_head(const kf_op *op, int64_t row, int head, int spans, float *out)
+{
+    float most = -INFINITY, total = 0;
+    for (int s = 0; s < spans; s++) {
+        float m = partial_at(op, row, head, s)[op->width];
+        most = m > most ? m : most;
+    }
+    for (int i = 0; i < op->width; i++) out[i] = 0;
+    for (int s = 0; s < spans; s++) {
+        const float *state = partial_at(op, row, head, s);
+        float weight = exponential(splat(state[op->width] - most))[0];
+        total += weight * state[op->width + 1];
+        for (int i = 0; i < op->width; i++) out[i] += weight * state[i];
+    }
+    for (int i = 0; i < op->width; i++) out[i] /= total;
+}
+
+static void merge(const kf_op *op, const kf_step *step, const kf_worker *worker)
+{
+    int64_t first, last;
+    int blocks = op->heads * op->width / BLOCK, whole = op->width % BLOCK == 0;
+    kf_share((int64_t)step->rows * op->heads, worker, &first, &last);
+    for (int64_t i = first; i < last; i++) {
+        int64_t row = i / op->heads, head = i % op->heads;
+        float *out = op->out + row * op->out_stride + head * op->width;
+        merge_head(op, row, head, spans_of(kf_visible(op, step, row).seen), out);
+        if (!op->codes || !whole) continue;
+        kf_codes q = kf_codes_at(op->codes + row * kf_codes_bytes(blocks * BLOCK), blocks * BLOCK);
+        for (int b = 0; b < op->width / BLOCK; b++)
+            quantise_block(out + b * BLOCK, head * op->width / BLOCK + b, &q);
+    }
+}
+
+/* New keys and values go to the slot of their row: `in` keys, `other` values. Keys are rotated on
+ * the way if there is a rotary table, and so are the queries at `out`. */
+static void keep(const kf_op *op, const kf_step *step, const kf_worker *worker)
+{
+    int64_t first, last, all = op->heads + 2 * op->kv_heads;
+    kf_share(all * step->rows, worker, &first, &last);
+    for (int64_t i = first; i < last; i++) {
+        int64_t row = i / all, head = i % all;
+        if (head < op->heads) {
+            if (op->rotated) turn(op, step, row, op->out + row * op->out_stride + head * op->width);
+            continue;
+        }
+        int value = head >= op->heads + op->kv_heads;
+        int64_t group = head - op->heads - (value ? op->kv_heads : 0);
+        float line[KF_WIDEST];
+        const float *from = value ? op->other + row * op->other_stride : op->in + row * op->in_stride;
+        memcpy(line, from + group * op->width, op->width * sizeof(float));
+        if (op->rotated && !value) turn(op, step, row, line);
+        int at = step->lengths[row] - 1, mask = (1 << op->page_shift) - 1;
+        const int32_t *pages = step->tables[op->table]
+                               + step->owners[row] * step->table_strides[op->table];
+        size_t slot = ((size_t)pages[at >> op->page_shift] << op->page_shift) + (at & mask);
+        size_t offset = (slot * op->kv_heads + group) * op->width;
+        void *state = value ? op->values : op->keys;
+        if (op->flags & KF_FLOAT)
+            memcpy((float *)state + offset, line, op->width * sizeof(float));
+        else
+            narrow(line, (uint16_t *)state + offset, op->width);
+    }
+}

@@ -1,0 +1,18 @@
+/* All kernels for one instruction set: included once by each isa_*.c, which names it. */
+#include "simd.h"
+#include "ops.h"
+#include "unpack.h"
+#include "linear.h"
+#include "rowops.h"
+#include "attend.h"
+
+const kf_isa KF_TABLE = {
+    KF_NAME,
+    {
+        [KF_EMBED] = embed, [KF_NORM] = norm, [KF_QUANTISE] = quantise, [KF_LINEAR] = linear,
+        [KF_ROTARY] = rotary, [KF_STORE] = keep, [KF_ATTEND] = attend, [KF_MERGE] = merge,
+        [KF_ACTIVATE] = activate, [KF_COMBINE] = combine, [KF_SELECT] = choose,
+    },
+    unpack,
+    narrow,
+};

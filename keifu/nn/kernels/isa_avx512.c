@@ -1,0 +1,18 @@
+/* Kernels for x86 with AVX-512 (F, BW, DQ, VL) and its 8-bit dot products (VNNI). */
+#if defined(__x86_64__)
+#include <immintrin.h>
+#if defined(__clang__)
+#pragma clang attribute push( \
+    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c"))), \
+    apply_to = function)
+#else
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")
+#endif
+#define KF_ISA 2
+#define KF_NAME "avx512"
+#define KF_TABLE kf_avx512
+#include "isa.h"
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif

@@ -1,0 +1,270 @@
+/* Products with weights: 8-bit dot products on tiled formats, float32 on dense and decoded ones.
+ *
+ * A row's result never depends on the other rows of the batch: each kernel keeps one sum a row and
+ * adds to it in one order, however many rows share the unpacked weights. */
+
+/* The 8 vectors of a block's codes (columns 4j..4j+3), for rows `part`.. of the group. */
+INLINE void codes_4(const uint8_t *block, vu w[8])
+{
+    for (int j = 0; j < 4; j++) {
+        vu packed = load_bits(block + 64 * j);
+        w[j] = packed & 0x0f0f0f0f;
+        w[j + 4] = packed >> 4 & 0x0f0f0f0f;
+    }
+}
+
+INLINE void codes_6(const uint8_t *block, const uint8_t *high, vu w[8])
+{
+    codes_4(block, w);
+    vu h0 = load_bits(high), h1 = load_bits(high + 64);
+    for (int j = 0; j < 4; j++) {
+        w[j] |= (h0 >> 2 * j & 0x03030303) << 4;
+        w[j + 4] |= (h1 >> 2 * j & 0x03030303) << 4;
+    }
+}
+
+INLINE void codes_8(const uint8_t *block, vu w[8])
+{
+    for (int j = 0; j < 8; j++) w[j] = load_bits(block + 64 * j);
+}
+
+INLINE int32_t four_codes(const int8_t *codes)
+{
+    int32_t x;
+    memcpy(&x, codes, 4);
+    return x;
+}
+
+/* R rows of codes times LANES rows of a group; `part` is the first of those rows. */
+INLINE void dot_group(const int format, const int R, const uint8_t *group, kf_layout at, int blocks,
+                      int part, const kf_codes *x, vf *out)
+{
+    const uint8_t *codes = group + 4 * part, *high = group + at.high + 4 * part;
+    const uint8_t *scales = group + at.scales, *supers = group + at.supers;
+    vf sums[8], d = {0}, m = {0}, step = {0}, low = {0};
+    for (int r = 0; r < R; r++) sums[r] = (vf){0};
+    for (int b = 0; b < blocks; b++) {
+        vu w[8];
+        if (format == KF_Q8_0) codes_8(codes + (size_t)b * 512, w);
+        else if (format == KF_Q6_K) codes_6(codes + (size_t)b * 256, high + (size_t)b * 128, w);
+        else codes_4(codes + (size_t)b * 256, w);
+        if (format == KF_Q4_K || format == KF_Q6_K) {
+            const uint16_t *super = (const uint16_t *)(supers + (size_t)(b / SUPER)
+                                                       * (format == KF_Q4_K ? 64 : 32));
+            const uint8_t *s = scales + (size_t)b * 32 + part;
+            if (b % SUPER == 0) d = half_to_float(super + part);
+            if (b % SUPER == 0 && format == KF_Q4_K) m = half_to_float(super + 16 + part);
+            if (format == KF_Q4_K) step = d * bytes_to_float(s), low = -m * bytes_to_float(s + 16);
+            else step = d * signed_to_float((const int8_t *)s),
+                 low = d * signed_to_float((const int8_t *)s + 16);
+        } else {
+            const uint16_t *s = (const uint16_t *)(scales + (size_t)b * (format == KF_Q4_1 ? 64 : 32));
+            step = half_to_float(s + part);
+            if (format == KF_Q4_1) low = half_to_float(s + 16 + part);
+        }
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++) {
+            const int8_t *q = x[r].codes + (size_t)b * 32;
+            if (format == KF_Q6_K) {
+                vi first = splat_int(-32 * x[r].half[2 * b]);
+                vi second = splat_int(-32 * x[r].half[2 * b + 1]);
+#pragma GCC unroll 4
+                for (int j = 0; j < 4; j++) {
+                    first = dot4(first, w[j], four_codes(q + 4 * j));
+                    second = dot4(second, w[j + 4], four_codes(q + 16 + 4 * j));
+                }
+                sums[r] += from_int(first) * (step * x[r].scale[b]);
+                sums[r] += from_int(second) * (low * x[r].scale[b]);
+                continue;
+            }
+            int centre = format == KF_Q8_0 ? -128 : format == KF_Q4_0 ? -8 : 0;
+            vi dot = centre ? splat_int(centre * x[r].total[b]) : (vi){0};
+#pragma GCC unroll 8
+            for (int j = 0; j < 8; j++)
+                dot = format == KF_Q8_0 ? dot4_wide(dot, w[j], four_codes(q + 4 * j))
+                                        : dot4(dot, w[j], four_codes(q + 4 * j));
+            sums[r] += from_int(dot) * (step * x[r].scale[b]);
+            if (format == KF_Q4_1 || format == KF_Q4_K) sums[r] += low * x[r].sum[b];
+        }
+    }
+    for (int r = 0; r < R; r++) out[r] = sums[r];
+}
+
+typedef void (*dot_kernel)(const uint8_t *, kf_layout, int, int, const kf_codes *, vf *);
+
+#define DOT(format, R)                                                                           \
+    static void dot_##format##_##R(const uint8_t *group, kf_layout at, int blocks, int part,     \
+                                   const kf_codes *x, vf *out)                                   \
+    {                                                                                            \
+        dot_group(KF_##format, R, group, at, blocks, part, x, out);                              \
+    }
+#define DOTS(format) DOT(format, 1) DOT(format, 2) DOT(format, 4) DOT(format, 8)
+DOTS(Q4_0) DOTS(Q4_1) DOTS(Q8_0) DOTS(Q4_K) DOTS(Q6_K)
+
+/* Kernels for 1, 2, 4 and 8 rows. */
+static const dot_kernel *dots(int format)
+{
+#define ROW(format) {dot_##format##_1, dot_##format##_2, dot_##format##_4, dot_##format##_8}
+    static const dot_kernel table[5][4] = {ROW(Q4_0), ROW(Q4_1), ROW(Q8_0), ROW(Q4_K), ROW(Q6_K)};
+#undef ROW
+    switch (format) {
+    case KF_Q4_0: return table[0];
+    case KF_Q4_1: return table[1];
+    case KF_Q8_0: return table[2];
+    case KF_Q4_K: return table[3];
+    default: return table[4];
+    }
+}
+
+/* Put a value where it goes: bias and what is there already are added here. */
+INLINE void put(const kf_op *op, int row, int column, float value)
+{
+    float *at = op->out + row * op->out_stride + column;
+    if (op->bias) value += op->bias[column];
+    *at = op->flags & KF_ADD ? *at + value : value;
+}
+
+static void tiled(const kf_op *op, const kf_segment *s, int rows, int first, int last)
+{
+    kf_layout at = kf_group_layout(s->format, s->cols);
+    const dot_kernel *kernels = dots(s->format);
+    size_t stride = kf_codes_bytes(s->cols);
+    for (int group = first; group < last; group++) {
+        const uint8_t *data = s->data + (size_t)group * s->group_bytes;
+        int valid = s->rows - group * GROUP;
+        for (int row = 0; row < rows;) {
+            int size = rows - row >= 8 ? 3 : rows - row >= 4 ? 2 : rows - row >= 2 ? 1 : 0;
+            kf_codes x[8];
+            for (int r = 0; r < 1 << size; r++)
+                x[r] = kf_codes_at(op->codes + (row + r) * stride, s->cols);
+            for (int part = 0; part < GROUP && part < valid; part += LANES) {
+                vf sums[8];
+                float lanes[LANES];
+                kernels[size](data, at, s->cols / BLOCK, part, x, sums);
+                for (int r = 0; r < 1 << size; r++) {
+                    store(lanes, sums[r]);
+                    for (int l = 0; l < LANES && part + l < valid; l++)
+                        put(op, row + r, s->first + group * GROUP + part + l, lanes[l]);
+                }
+            }
+            row += 1 << size;
+        }
+    }
+}
+
+INLINE vf load_dense(const int format, const uint8_t *row, int i)
+{
+    if (format == KF_F32) return load((const float *)row + i);
+    if (format == KF_F16) return half_to_float((const uint16_t *)row + i);
+    vh h;
+    memcpy(&h, (const uint16_t *)row + i, sizeof h);
+    return (vf)(__builtin_convertvector(h, vu) << 16);
+}
+
+INLINE float dense_at(const int format, const uint8_t *row, int i)
+{
+    if (format == KF_F32) return ((const float *)row)[i];
+    uint16_t h = ((const uint16_t *)row)[i];
+    return format == KF_F16 ? from_half(h) : from_bf16(h);
+}
+
+/* K weight rows times R activations in float32. */
+INLINE void dot_dense(const int format, const int K, const int R, const uint8_t *data, size_t bytes,
+                      int cols, const float *x, int64_t stride, float out[4][4])
+{
+    vf sums[4][4];
+    int whole = cols / LANES * LANES;
+    for (int k = 0; k < K; k++)
+        for (int r = 0; r < R; r++) sums[k][r] = (vf){0};
+    for (int i = 0; i < whole; i += LANES) {
+#pragma GCC unroll 4
+        for (int r = 0; r < R; r++) {
+            vf v = load(x + r * stride + i);
+#pragma GCC unroll 4
+            for (int k = 0; k < K; k++) sums[k][r] += load_dense(format, data + k * bytes, i) * v;
+        }
+    }
+    for (int k = 0; k < K; k++) {
+        for (int r = 0; r < R; r++) {
+            float tail = 0;
+            for (int i = whole; i < cols; i++)
+                tail += dense_at(format, data + k * bytes, i) * x[r * stride + i];
+            out[k][r] = sum_lanes(sums[k][r]) + tail;
+        }
+    }
+}
+
+#define DENSE(format, K, R)                                                                      \
+    static void dense_##format##_##K##_##R(const uint8_t *data, size_t bytes, int cols,          \
+                                           const float *x, int64_t stride, float out[4][4])      \
+    {                                                                                            \
+        dot_dense(KF_##format, K, R, data, bytes, cols, x, stride, out);                         \
+    }
+#define DENSES(format) DENSE(format, 1, 1) DENSE(format, 1, 4) DENSE(format, 4, 1) DENSE(format, 4, 4)
+DENSES(F32) DENSES(F16) DENSES(BF16)
+
+typedef void (*dense_kernel)(const uint8_t *, size_t, int, const float *, int64_t, float[4][4]);
+
+static dense_kernel dense(int format, int four_rows, int four_activations)
+{
+#define ROW(format)                                                                              \
+    {{dense_##format##_1_1, dense_##format##_1_4}, {dense_##format##_4_1, dense_##format##_4_4}}
+    static const dense_kernel table[3][2][2] = {ROW(F32), ROW(F16), ROW(BF16)};
+#undef ROW
+    int which = format == KF_F32 ? 0 : format == KF_F16 ? 1 : 2;
+    return table[which][four_rows][four_activations];
+}
+
+/* `count` weight rows that begin at output column `first`. */
+static void dense_rows(const kf_op *op, int format, const uint8_t *data, int cols, int first,
+                       int count, int rows)
+{
+    size_t bytes = kf_row_bytes(format, cols);
+    for (int k = 0; k < count;) {
+        int wide = count - k >= 4;
+        for (int row = 0; row < rows;) {
+            int many = rows - row >= 4;
+            float out[4][4];
+            dense(format, wide, many)(data + k * bytes, bytes, cols,
+                                      op->in + row * op->in_stride, op->in_stride, out);
+            for (int i = 0; i < (wide ? 4 : 1); i++)
+                for (int r = 0; r < (many ? 4 : 1); r++)
+                    put(op, row + r, first + k + i, out[i][r]);
+            row += many ? 4 : 1;
+        }
+        k += wide ? 4 : 1;
+    }
+}
+
+static void linear(const kf_op *op, const kf_step *step, const kf_worker *worker)
+{
+    int64_t total = 0, from, to, passed = 0;
+    for (int i = 0; i < op->segments; i++)
+        total += (op->segment[i].rows + GROUP - 1) / GROUP * op->segment[i].group_bytes;
+    kf_share(total, worker, &from, &to);
+    int rows = kf_rows(op, step);
+    for (int i = 0; i < op->segments; i++) {
+        const kf_segment *s = &op->segment[i];
+        int64_t groups = (s->rows + GROUP - 1) / GROUP, size = s->group_bytes;
+        /* A group belongs to the thread in whose part of the bytes it begins. */
+        int64_t first = (from - passed + size - 1) / size, last = (to - passed + size - 1) / size;
+        first = from <= passed ? 0 : first > groups ? groups : first;
+        last = to <= passed ? 0 : last > groups ? groups : last;
+        passed += groups * size;
+        int count = (int)(last * GROUP < s->rows ? last * GROUP : s->rows) - (int)first * GROUP;
+        if (first >= last) continue;
+        if (kf_dense(s->format)) {
+            dense_rows(op, s->format, s->data + first * size, s->cols, s->first + first * GROUP,
+                       count, rows);
+        } else if (op->flags & KF_EXACT) {
+            for (int64_t g = first; g < last; g++) {
+                int valid = s->rows - g * GROUP < GROUP ? s->rows - g * GROUP : GROUP;
+                unpack(s->format, s->data + g * size, s->cols, valid, worker->scratch, s->cols);
+                dense_rows(op, KF_F32, (const uint8_t *)worker->scratch, s->cols,
+                           s->first + g * GROUP, valid, rows);
+            }
+        } else {
+            tiled(op, s, rows, first, last);
+        }
+    }
+}

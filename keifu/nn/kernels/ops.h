@@ -1,0 +1,119 @@
+/* The operations of a tape, the step that runs them, and one table of kernels per instruction set.
+ *
+ * `op` and `step` are mirrored field by field in tape.py. */
+#ifndef KF_OPS_H
+#define KF_OPS_H
+
+#include "tile.h"
+
+enum kf_code {
+    KF_EMBED, KF_NORM, KF_QUANTISE, KF_LINEAR, KF_ROTARY, KF_STORE, KF_ATTEND, KF_MERGE,
+    KF_ACTIVATE, KF_COMBINE, KF_SELECT, KF_CODES
+};
+
+enum kf_flag {
+    KF_ADD = 1,       /* add to what `out` holds */
+    KF_CHOSEN = 2,    /* works on the step's chosen rows, not on all */
+    KF_EXACT = 4,     /* float32 arithmetic on the decoded weights */
+    KF_FREE = 8,      /* needs no barrier before it */
+    KF_BY_ROW = 16,   /* indexed by the row of the step, not by its position */
+    KF_FLOAT = 32,    /* state is float32, not bfloat16 */
+    KF_LAYER = 64,    /* layer norm: the mean is taken off */
+    KF_INTERLEAVED = 128, /* rotary pairs are neighbours */
+};
+
+enum kf_activation {
+    KF_IDENTITY, KF_RELU, KF_RELU2, KF_GELU, KF_GELU_TANH, KF_QUICK_GELU, KF_SILU, KF_SIGMOID,
+    KF_TANH
+};
+
+enum kf_combination { KF_SUM, KF_SCALE, KF_SOFTCAP, KF_CLAMP };
+
+/* Part of a weight matrix: `rows` rows that fill the output's columns from `first` on. */
+typedef struct {
+    const uint8_t *data;
+    int64_t group_bytes;
+    int32_t format, rows, cols, first;
+} kf_segment;
+
+typedef struct {
+    int32_t code, flags, kind, width; /* width: columns of `in`, or of one head where heads > 0 */
+    int32_t heads, kv_heads, rotated, table;
+    int32_t window, sinks, page_shift, segments;
+    float eps, scale, cap, low, high, offset;
+    const float *in, *other;
+    float *out;
+    int64_t in_stride, other_stride, out_stride; /* floats from a row to the next */
+    uint8_t *codes;                              /* 8-bit copy of an activation */
+    const float *weight, *bias, *cosines, *sines, *slopes;
+    void *keys, *values;
+    float *partial; /* attention: what each span of a row's past adds up to */
+    const kf_segment *segment;
+    int64_t limit; /* entries of a table that an index must stay below */
+} kf_op;
+
+enum { KF_TABLES = 8 };
+
+typedef struct {
+    int32_t rows, count;                       /* of all rows; of the chosen ones */
+    const int32_t *tokens, *positions;         /* a row: what and where it is */
+    const int32_t *lengths, *starts, *owners;  /* slots up to its own; first it may see; table row */
+    const int32_t *chosen;                     /* rows that `select` keeps */
+    const int32_t *tables[KF_TABLES];          /* pages of each owner */
+    int64_t table_strides[KF_TABLES];
+} kf_step;
+
+/* A thread's share of the work: thread `id` of `threads`, with memory of its own. */
+typedef struct {
+    int32_t id, threads;
+    float *scratch; /* KF_SCRATCH floats a column of the widest packed weight in the tape */
+} kf_worker;
+
+enum { KF_SCRATCH = GROUP };
+
+typedef void (*kf_kernel)(const kf_op *, const kf_step *, const kf_worker *);
+
+typedef struct {
+    const char *name;
+    kf_kernel kernels[KF_CODES];
+    /* One group of 16 rows as floats, row by row; only `valid` rows are written. */
+    void (*unpack)(int format, const uint8_t *group, int cols, int valid, float *out, size_t stride);
+    void (*narrow)(const float *in, uint16_t *out, size_t count);
+} kf_isa;
+
+extern const kf_isa kf_generic, kf_avx2, kf_avx512;
+
+static inline int kf_rows(const kf_op *op, const kf_step *step)
+{
+    return op->flags & KF_CHOSEN ? step->count : step->rows;
+}
+
+/* This thread's part [first, last) of `total` equal pieces of work. */
+static inline void kf_share(int64_t total, const kf_worker *w, int64_t *first, int64_t *last)
+{
+    *first = total * w->id / w->threads;
+    *last = total * (w->id + 1) / w->threads;
+}
+
+/* Spans that a past of `seen` slots is cut into: a matter of the row alone, never of the batch. */
+enum { KF_CHUNK = 128, KF_SPANS = 16, KF_WIDEST = 512 /* head */, KF_PARTIAL = 2 };
+static inline int kf_span(int seen)
+{
+    int chunks = (seen + KF_CHUNK - 1) / KF_CHUNK;
+    return (chunks + KF_SPANS - 1) / KF_SPANS * KF_CHUNK;
+}
+
+/* Slots a row attends to: `sinks` first ones, then `start` to its own. */
+typedef struct { int sinks, start, seen; } kf_view;
+static inline kf_view kf_visible(const kf_op *op, const kf_step *step, int row)
+{
+    kf_view v;
+    int length = step->lengths[row];
+    v.start = op->window > 0 && length > op->window ? length - op->window : 0;
+    if (step->starts && step->starts[row] > v.start) v.start = step->starts[row];
+    v.sinks = op->sinks < v.start ? op->sinks : v.start;
+    v.seen = v.sinks + length - v.start;
+    return v;
+}
+
+#endif

@@ -1,0 +1,225 @@
+"""A finished tape: its buffers laid out, its operations in the library's own form, ready to run."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from keifu.nn.kernels import native
+from keifu.nn.kernels.native import Op, Segment, StepData
+from keifu.nn.kernels.tape import CODES, FREE, Buffer, Node, Tape, Value
+from keifu.nn.kernels.tiles import GROUP
+
+PER_ROW = ("tokens", "positions", "lengths", "starts", "owners", "chosen")
+Range = tuple[int, int]
+
+
+class Program:
+    """Runs a tape on steps of 1 to `rows` tokens; holds on to every tensor that the tape names.
+
+    Not for use by two threads at once: its buffers are its own.
+    """
+
+    def __init__(self, tape: Tape) -> None:
+        self.rows, self._nodes = tape.rows, list(tape.nodes)
+        self._at = _lay_out(tape.buffers, self._nodes, tape.rows)
+        size = max((at + b.bytes * tape.rows for b, at in self._at.items()), default=0)
+        self._arena = torch.zeros(size + 64, dtype=torch.uint8)
+        self._base = -(-self._arena.data_ptr() // 64) * 64
+        self._scratch = GROUP * max((p.cols for n in self._nodes for p in n.pieces), default=0)
+        self._keep: list[Any] = []
+        self._ops = (Op * len(self._nodes))(*[self._lower(node) for node in self._nodes])
+        self._skip_barriers()
+        self._check_alike()
+        self._arrays = {name: np.zeros(tape.rows, dtype=np.int32) for name in PER_ROW}
+        self._step = StepData(**{n: a.ctypes.data for n, a in self._arrays.items()})
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the activation buffers."""
+        return self._arena.numel()
+
+    @property
+    def barriers(self) -> int:
+        """How often all threads wait for each other in a run."""
+        return sum(not op.flags & FREE for op in self._ops)
+
+    def view(self, value: Value, count: int | None = None) -> Tensor:
+        """The memory of a value that is an input or an output: (count, width) float32, no copy."""
+        if not value.buffer.kept:
+            raise ValueError("only inputs and outputs of a tape can be looked at")
+        start = self._base - self._arena.data_ptr() + self._at[value.buffer]
+        size = value.buffer.bytes * self.rows
+        whole = self._arena[start : start + size].view(torch.float32).view(self.rows, -1)
+        return whole[:count, value.first : value.first + value.width]
+
+    def run(
+        self,
+        *,
+        tokens: ArrayLike,
+        positions: ArrayLike | None = None,
+        lengths: ArrayLike | None = None,
+        owners: ArrayLike | None = None,
+        starts: ArrayLike | None = None,
+        chosen: ArrayLike | None = None,
+        tables: Sequence[NDArray[np.int32]] = (),
+    ) -> None:
+        """One step over n tokens, everything but `chosen` and `tables` (n,) int32.
+
+        Args:
+            positions: of each token in its request (tables of positions are indexed with it).
+            lengths: slots of its request that a row can reach, its own, the last one, included.
+            owners: which row of the page tables is a token's; None is the first for all.
+            starts: the first slot that a row may see, where early pages are gone.
+            chosen: rows for `select`, rising.
+            tables: (owners, pages) int32 page numbers, one table a group of layers.
+        """
+        n = len(np.atleast_1d(tokens))
+        if not 0 < n <= self.rows:
+            raise ValueError(f"a step of {n} tokens on a tape for 1 to {self.rows}")
+        given = {"tokens": tokens, "positions": positions, "lengths": lengths, "owners": owners}
+        for name, values in (given | {"starts": starts}).items():
+            self._arrays[name][:n] = 0 if values is None else values
+        step = self._step
+        step.rows, step.count = n, 0
+        if chosen is not None:
+            step.count = len(chosen)  # type: ignore[arg-type]
+            self._arrays["chosen"][: step.count] = chosen
+        for i, table in enumerate(tables):
+            if table.dtype != np.int32 or not table.flags.c_contiguous or table.ndim != 2:
+                raise ValueError("page tables must be contiguous int32 arrays (owners, pages)")
+            held = self._arrays["owners"][:n]
+            if held.min() < 0 or held.max() >= len(table):
+                raise ValueError(f"owners {held.tolist()} of a table of {len(table)} rows")
+            step.tables[i], step.table_strides[i] = table.ctypes.data, table.shape[1]
+        for i in range(len(tables), native.TABLES):
+            step.tables[i] = None
+        library = native.library()
+        wrong = library.kf_check(self._ops, len(self._ops), ctypes.byref(step))
+        if wrong:
+            raise ValueError(
+                f"operation {wrong - 1} ({self._nodes[wrong - 1].code}): {self._told(n)}"
+            )
+        if library.kf_run(self._ops, len(self._ops), ctypes.byref(step), self._scratch):
+            raise MemoryError("the native kernels got no memory or no threads")
+
+    def _told(self, n: int) -> str:
+        said = {name: a[:n].tolist() for name, a in self._arrays.items() if name != "chosen"}
+        said["chosen"] = self._arrays["chosen"][: self._step.count].tolist()
+        return f"the step leads out of its tables: {said}"
+
+    def _address(self, value: Value) -> int:
+        return self._base + self._at[value.buffer] + 4 * value.first
+
+    def _lower(self, node: Node) -> Op:
+        op = Op(code=CODES[node.code], flags=node.flags, heads=1, scale=1.0)
+        for name in node.fields:
+            setattr(op, name, node.fields[name])
+        for name, value in (("input", node.input), ("other", node.other), ("out", node.out)):
+            if value is not None:
+                setattr(op, name, self._address(value))
+                stride = {"input": "in_stride"}.get(name, f"{name}_stride")
+                setattr(op, stride, value.buffer.bytes // 4)
+        if node.codes is not None:
+            op.codes = self._base + self._at[node.codes]
+        if node.partial is not None:
+            op.partial = self._base + self._at[node.partial]
+        for name, tensor in node.tensors.items():
+            if name in ("weight", "bias", "slopes"):
+                tensor = tensor.detach().float().contiguous()
+            elif name in ("cosines", "sines") and tensor.dtype != torch.float32:
+                raise ValueError(f"rotary tables must be float32, not {tensor.dtype}")
+            # State and tables are read where they lie: the caller goes on writing to them.
+            if not tensor.is_contiguous() or tensor.device.type != "cpu":
+                raise ValueError(f"{name} must be contiguous and on the CPU")
+            self._keep.append(tensor)
+            setattr(op, name, tensor.data_ptr())
+        if node.pieces:
+            op.segment, op.segments = self._segments(node), len(node.pieces)
+        return op
+
+    def _segments(self, node: Node) -> ctypes.Array[Segment]:
+        firsts = accumulate((p.rows for p in node.pieces), initial=0)
+        made = [
+            Segment(
+                data=p.data.data_ptr(),
+                group_bytes=p.group_bytes,
+                format=p.code,
+                rows=p.rows,
+                cols=p.cols,
+                first=first,
+            )
+            for p, first in zip(node.pieces, firsts, strict=False)
+        ]
+        array = (Segment * len(made))(*made)
+        self._keep += [array, *(p.data for p in node.pieces)]
+        return array
+
+    def _skip_barriers(self) -> None:
+        """An operation starts at once if others since the last barrier leave its data alone."""
+        written: list[Range] = []
+        touched: list[Range] = []
+        for node, op in zip(self._nodes, self._ops, strict=True):
+            reads = [self._range(what) for what in node.reads]
+            writes = [self._range(what) for what in node.writes]
+            if _meet(writes, touched) or _meet(reads, written):
+                written, touched = [], []
+            else:
+                op.flags |= FREE
+            written += writes
+            touched += reads + writes
+
+    def _range(self, what: Buffer | Tensor) -> Range:
+        if isinstance(what, Tensor):
+            return what.data_ptr(), what.data_ptr() + what.numel() * what.element_size()
+        start = self._base + self._at[what]
+        return start, start + what.bytes * self.rows
+
+    def _check_alike(self) -> None:
+        """Pages of one table are checked once a step: all its layers must hold as many."""
+        limits: dict[int, set[tuple[int, int]]] = {}
+        for op, node in zip(self._ops, self._nodes, strict=True):
+            if node.code == "attend":
+                limits.setdefault(op.table, set()).add((op.limit, op.page_shift))
+        if any(len(kinds) > 1 for kinds in limits.values()):
+            raise ValueError(f"layers of one page table differ in (pages, page bits): {limits}")
+        if any(not 0 <= table < native.TABLES for table in limits):
+            raise ValueError(f"page tables are numbered 0 to {native.TABLES - 1}: {sorted(limits)}")
+
+
+def _meet(some: list[Range], others: list[Range]) -> bool:
+    return any(a < d and c < b for a, b in some for c, d in others)
+
+
+def _lay_out(buffers: Sequence[Buffer], nodes: Sequence[Node], rows: int) -> dict[Buffer, int]:
+    """An offset for each buffer such that those alive at the same time do not overlap."""
+    lives: dict[Buffer, Range] = {}
+    for i, node in enumerate(nodes):
+        for what in (*node.reads, *node.writes):
+            if isinstance(what, Buffer):
+                lives[what] = (lives.get(what, (i, i))[0], i)
+    for buffer in buffers:
+        if buffer.kept:
+            lives[buffer] = (-1, len(nodes))
+    placed: dict[Buffer, int] = {}
+    for buffer in sorted(lives, key=lambda b: lives[b]):
+        born, dies = lives[buffer]
+        alive = [
+            (at, at + other.bytes * rows)
+            for other, at in placed.items()
+            if lives[other][0] <= dies and born <= lives[other][1]
+        ]
+        at = 0
+        for start, end in sorted(alive):
+            if at + buffer.bytes * rows <= start:
+                break
+            at = max(at, end)
+        placed[buffer] = at
+    return placed

@@ -1,0 +1,217 @@
+/* Operations on rows of activations: lookup, norms, rotary, activations, sums, 8-bit copies. */
+
+/* One block of 32 floats as signed 8-bit codes. A NaN or infinity makes the block's step NaN. */
+INLINE void quantise_block(const float *x, int b, const kf_codes *q)
+{
+    vf most = {0}, odd = {0};
+    for (int i = 0; i < BLOCK; i += LANES) {
+        vf v = load(x + i);
+        most = larger(most, absolute(v));
+        odd += v * 0.0f;
+    }
+    float largest = max_lanes(most), step = largest / 127.0f;
+    float inverse = largest > 0x1p-120f ? 127.0f / largest : 0.0f;
+    int32_t half[2] = {0, 0};
+    for (int i = 0; i < BLOCK; i += LANES) {
+        vi v = nearest(load(x + i) * inverse);
+        vc narrow8 = __builtin_convertvector(v, vc);
+        memcpy((int8_t *)q->codes + b * BLOCK + i, &narrow8, sizeof narrow8);
+    }
+    for (int i = 0; i < BLOCK; i++) half[i / 16] += q->codes[b * BLOCK + i];
+    ((float *)q->scale)[b] = step + sum_lanes(odd);
+    ((float *)q->sum)[b] = q->scale[b] * (float)(half[0] + half[1]);
+    ((int32_t *)q->total)[b] = half[0] + half[1];
+    ((int32_t *)q->half)[2 * b] = half[0];
+    ((int32_t *)q->half)[2 * b + 1] = half[1];
+}
+
+static void quantise_row(const float *x, uint8_t *codes, int width)
+{
+    kf_codes q = kf_codes_at(codes, width);
+    for (int b = 0; b < width / BLOCK; b++) quantise_block(x + b * BLOCK, b, &q);
+}
+
+static void quantise(const kf_op *op, const kf_step *step, const kf_worker *worker)
+{
+    int64_t first, last, blocks = op->width / BLOCK;
+    kf_share(blocks * kf_rows(op, step), worker, &first, &last);
+    for (int64_t i = first; i < last; i++) {
+        int64_t row = i / blocks, b = i % blocks;
+        kf_codes q = kf_codes_at(op->codes + row * kf_codes_bytes(op->width), op->width);
+        quantise_block(op->in + row * op->in_stride + b * BLOCK, b, &q);
+    }
+}
+
+static void embed(const kf_op *op, const kf_step *step, const kf_worker *worker)
+{
+    int64_t first, last;
+    kf_share(kf_rows(op, step), worker, &first, &last);
+    const kf_segment *s = op->segment;
+    for (int64_t row = first; row < last; row++) {
+        int64_t entry = op->flags & KF_BY_ROW ? step->tokens[row]
+                                              : step->positions[row] + (int64_t)op->offset;
+        float *out = op->out + row * op->out_stride, *values = worker->scratch;
+        unpack_row(s->format, s->data + entry / GROUP * s->group_bytes, s->cols, entry % GROUP, values);
+        for (int i = 0; i < op->width; i++)
+            out[i] = op->flags & KF_ADD ? out[i] + op->scale * values[i] : op->scale * values[i];
+    }
+}
+
+INLINE float sum_of(const float *x, int width, float mean, int squared)
+{
+    vf sum = {0};
+    float tail = 0;
+    int whole = width / LANES * LANES;
+    for (int i = 0; i < whole; i += LANES) {
+        vf v = load(x + i) - mean;
+        sum += squared ? v * v : v;
+    }
+    for (int i = whole; i < width; i++) {
+        float v = x[i] - mean;
+        tail += squared ? v * v : v;
+    }
+    return sum_lanes(sum) + tail;
+}
+
+/* Weights go by head where `other_stride` (floats from one head's to the next's) is not 0. */
+static void norm(const kf_op *op, const kf_step *step, const kf_worker *worker)
+{
+    int64_t first, last;
+    kf_share((int64_t)kf_rows(op, step) * op->heads, worker, &first, &last);
+    for (int64_t i = first; i < last; i++) {
+        int64_t row = i / op->heads, head = i % op->heads;
+        const float *x = op->in + row * op->in_stride + head * op->width;
+        const float *weight = op->weight ? op->weight + head * op->other_stride : NULL;
+        float *out = op->out + row * op->out_stride + head * op->width;
+        float mean = op->flags & KF_LAYER ? sum_of(x, op->width, 0, 0) / op->width : 0;
+        float inverse = 1.0f / sqrtf(sum_of(x, op->width, mean, 1) / op->width + op->eps);
+        for (int c = 0; c < op->width; c++) {
+            float v = (x[c] - mean) * inverse;
+            if (weight) v *= weight[c];
+            if (op->bias) v += op->bias[c];
+            out[c] = v;
+        }
+        if (op->codes) quantise_row(out, op->codes + row * kf_codes_bytes(op->width), op->width);
+    }
+}
+
+INLINE void turn(const kf_op *op, const kf_step *step, int64_t row, float *x)
+{
+    int64_t half = op->rotated / 2;
+    int64_t entry = op->flags & KF_BY_ROW ? row : step->positions[row];
+    const float *cosines = op->cosines + entry * half, *sines = op->sines + entry * half;
+    int interleaved = op->flags & KF_INTERLEAVED;
+    int64_t apart = interleaved ? 1 : half, stride = interleaved ? 2 : 1;
+    for (int64_t i = 0; i < half; i++) {
+        float a = x[i * stride], b = x[i * stride + apart];
+        x[i * stride] = a * cosines[i] - b * sines[i];
+        x[i * stride + apart] = b * cosines[i] + a * sines[i];
+    }
+}
+
+static void rotary(const kf_op *op, const kf_step *step, const kf_worker *worker)
+{
+    int64_t first, last;
+    kf_share((int64_t)kf_rows(op, step) * op->heads, worker, &first, &last);
+    for (int64_t i = first; i < last; i++) {
+        int64_t row = i / op->heads, head = i % op->heads;
+        turn(op, step, row, op->out + row * op->out_stride + head * op->width);
+    }
+}
+
+INLINE vf activated(const int kind, vf x)
+{
+    switch (kind) {
+    case KF_RELU: return larger(x, (vf){0});
+    case KF_RELU2: return larger(x, (vf){0}) * larger(x, (vf){0});
+    case KF_GELU: return 0.5f * x * (1.0f + error_function(x * 0.70710678f));
+    case KF_GELU_TANH:
+        return x * sigmoid(1.5957691216f * (x + 0.044715f * x * x * x));
+    case KF_QUICK_GELU: return x * sigmoid(1.702f * x);
+    case KF_SILU: return x * sigmoid(x);
+    case KF_SIGMOID: return sigmoid(x);
+    case KF_TANH: return hyperbolic_tangent(x);
+    default: return x;
+    }
+}
+
+INLINE void activate_block(const int kind, const float *in, const float *gated, float *out, int count)
+{
+    for (int i = 0; i < count; i += LANES) {
+        float x[LANES] = {0}, y[LANES] = {0};
+        int left = count - i < LANES ? count - i : LANES;
+        memcpy(x, in + i, 4 * left);
+        if (gated) memcpy(y, gated + i, 4 * left);
+        vf v = activated(kind, load(x));
+        if (gated) v *= load(y);
+        store(x, v);
+        memcpy(out + i, x, 4 * left);
+    }
+}
+
+#define ACTIVATE(kind) case kind: activate_block(kind, in, gated, out, count); break;
+static void activate(const kf_op *op, const kf_step *step, const kf_worker *worker)
+{
+    int64_t first, last, blocks = (op->width + BLOCK - 1) / BLOCK;
+    kf_share(blocks * kf_rows(op, step), worker, &first, &last);
+    for (int64_t i = first; i < last; i++) {
+        int64_t row = i / blocks, b = i % blocks;
+        int count = op->width - b * BLOCK < BLOCK ? op->width - b * BLOCK : BLOCK;
+        const float *in = op->in + row * op->in_stride + b * BLOCK;
+        const float *gated = op->other ? op->other + row * op->other_stride + b * BLOCK : NULL;
+        float *out = op->out + row * op->out_stride + b * BLOCK;
+        switch (op->kind) {
+            ACTIVATE(KF_RELU) ACTIVATE(KF_RELU2) ACTIVATE(KF_GELU) ACTIVATE(KF_GELU_TANH)
+            ACTIVATE(KF_QUICK_GELU) ACTIVATE(KF_SILU) ACTIVATE(KF_SIGMOID) ACTIVATE(KF_TANH)
+        default: activate_block(KF_IDENTITY, in, gated, out, count);
+        }
+        if (op->codes) {
+            kf_codes q = kf_codes_at(op->codes + row * kf_codes_bytes(op->width), op->width);
+            quantise_block(out, b, &q);
+        }
+    }
+}
+#undef ACTIVATE
+
+static void softcap(const float *in, float *out, int64_t count, float cap)
+{
+    float lanes[LANES] = {0};
+    for (int64_t i = 0; i < count; i += LANES) {
+        size_t left = count - i < LANES ? count - i : LANES;
+        memcpy(lanes, in + i, left * sizeof(float));
+        store(lanes, cap * hyperbolic_tangent(load(lanes) / cap));
+        memcpy(out + i, lanes, left * sizeof(float));
+    }
+}
+
+/* sum: scale * in + other; scale; softcap: cap * tanh(in / cap); clamp to [low, high]. */
+static void combine(const kf_op *op, const kf_step *step, const kf_worker *worker)
+{
+    int64_t first, last, rows = kf_rows(op, step);
+    kf_share(rows * op->width, worker, &first, &last);
+    for (int64_t row = first / op->width; row < rows && row * op->width < last; row++) {
+        int64_t from = first > row * op->width ? first - row * op->width : 0;
+        int64_t to = last < (row + 1) * op->width ? last - row * op->width : op->width;
+        const float *in = op->in + row * op->in_stride;
+        const float *other = op->other ? op->other + row * op->other_stride : NULL;
+        float *out = op->out + row * op->out_stride;
+        if (op->kind == KF_SUM)
+            for (int64_t i = from; i < to; i++) out[i] = op->scale * in[i] + other[i];
+        else if (op->kind == KF_SCALE)
+            for (int64_t i = from; i < to; i++) out[i] = op->scale * in[i];
+        else if (op->kind == KF_CLAMP)
+            for (int64_t i = from; i < to; i++)
+                out[i] = in[i] < op->low ? op->low : in[i] > op->high ? op->high : in[i];
+        else softcap(in + from, out + from, to - from, op->cap);
+    }
+}
+
+/* The chosen rows, one after another. */
+static void choose(const kf_op *op, const kf_step *step, const kf_worker *worker)
+{
+    int64_t first, last;
+    kf_share(step->count, worker, &first, &last);
+    for (int64_t i = first; i < last; i++)
+        memcpy(op->out + i * op->out_stride, op->in + step->chosen[i] * op->in_stride,
+               (size_t)op->width * sizeof(float));
+}

@@ -1,0 +1,180 @@
+/* Vectors of LANES floats for the instruction set that the including file has chosen by KF_ISA.
+ *
+ * Everything is written once on these types; the three sets differ only in the width and in the
+ * few functions below that an instruction does much better than plain C. */
+#ifndef KF_SIMD_H
+#define KF_SIMD_H
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#if KF_ISA == 2
+#define LANES 16
+#elif KF_ISA == 1
+#define LANES 8
+#else
+#define LANES 4
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+
+typedef float vf __attribute__((vector_size(4 * LANES)));
+typedef int32_t vi __attribute__((vector_size(4 * LANES)));
+typedef uint32_t vu __attribute__((vector_size(4 * LANES)));
+typedef uint16_t vh __attribute__((vector_size(2 * LANES)));
+typedef uint8_t vb __attribute__((vector_size(LANES)));
+typedef int8_t vc __attribute__((vector_size(LANES)));
+
+INLINE vf splat(float x) { return x - (vf){0}; }
+INLINE vi splat_int(int32_t x) { return x - (vi){0}; }
+INLINE vf load(const float *at) { vf v; memcpy(&v, at, sizeof v); return v; }
+INLINE void store(float *at, vf v) { memcpy(at, &v, sizeof v); }
+INLINE vu load_bits(const void *at) { vu v; memcpy(&v, at, sizeof v); return v; }
+INLINE vf from_int(vi v) { return __builtin_convertvector(v, vf); }
+INLINE vf bytes_to_float(const uint8_t *at)
+{
+    vb v;
+    memcpy(&v, at, sizeof v);
+    return from_int(__builtin_convertvector(v, vi));
+}
+INLINE vf signed_to_float(const int8_t *at)
+{
+    vc v;
+    memcpy(&v, at, sizeof v);
+    return from_int(__builtin_convertvector(v, vi));
+}
+
+#if KF_ISA == 2
+
+INLINE vf larger(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
+INLINE vf half_to_float(const uint16_t *at)
+{
+    return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const void *)at));
+}
+/* acc + sum of four products in each lane: unsigned bytes of w, signed bytes of x. */
+INLINE vi dot4(vi acc, vu w, int32_t x)
+{
+    return (vi)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)w, _mm512_set1_epi32(x));
+}
+
+#elif KF_ISA == 1
+
+INLINE vf larger(vf a, vf b) { return (vf)_mm256_max_ps((__m256)a, (__m256)b); }
+INLINE vf half_to_float(const uint16_t *at)
+{
+    return (vf)_mm256_cvtph_ps(_mm_loadu_si128((const void *)at));
+}
+/* Bytes of w above 127 would overflow the 16-bit pair sums: wide weights use dot4_wide. */
+INLINE vi dot4(vi acc, vu w, int32_t x)
+{
+    __m256i pairs = _mm256_maddubs_epi16((__m256i)w, _mm256_set1_epi32(x));
+    return acc + (vi)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+}
+INLINE vi dot4_wide(vi acc, vu w, int32_t x)
+{
+    __m256i even = _mm256_and_si256((__m256i)w, _mm256_set1_epi16(255));
+    __m256i odd = _mm256_srli_epi16((__m256i)w, 8);
+    __m256i xs = _mm256_set1_epi32(x);
+    __m256i xe = _mm256_srai_epi16(_mm256_slli_epi16(xs, 8), 8), xo = _mm256_srai_epi16(xs, 8);
+    return acc + (vi)_mm256_madd_epi16(even, xe) + (vi)_mm256_madd_epi16(odd, xo);
+}
+
+#else
+
+INLINE vf larger(vf a, vf b)
+{
+    vi more = a > b;
+    return (vf)(((vi)a & more) | ((vi)b & ~more));
+}
+INLINE vf half_to_float(const uint16_t *at)
+{
+    vh h;
+    memcpy(&h, at, sizeof h);
+    vu v = __builtin_convertvector(h, vu), magnitude = (v & 0x7fff) << 13;
+    vf scaled = (vf)magnitude * 0x1p112f;
+    vu huge = (vu)(magnitude >= (0x7c00u << 13)) & 0x7f800000;
+    return (vf)((vu)scaled | huge | (v & 0x8000) << 16);
+}
+INLINE vi dot4(vi acc, vu w, int32_t x)
+{
+    acc += (vi)(w & 255) * (int8_t)x;
+    acc += (vi)(w >> 8 & 255) * (int8_t)(x >> 8);
+    acc += (vi)(w >> 16 & 255) * (int8_t)(x >> 16);
+    return acc + (vi)(w >> 24) * (int8_t)(x >> 24);
+}
+
+#endif
+#if KF_ISA != 1
+#define dot4_wide dot4
+#endif
+
+INLINE vf smaller(vf a, vf b) { return -larger(-a, -b); }
+INLINE vf absolute(vf a) { return (vf)((vi)a & 0x7fffffff); }
+/* Nearest whole number, for |x| < 2^22: the sum's low mantissa bits are the integer. */
+INLINE vi nearest(vf x) { return (vi)(x + 12582912.0f) - 0x4b400000; }
+
+INLINE float sum_lanes(vf v)
+{
+    float lanes[LANES];
+    store(lanes, v);
+    for (int step = LANES / 2; step > 0; step /= 2)
+        for (int i = 0; i < step; i++) lanes[i] += lanes[i + step];
+    return lanes[0];
+}
+INLINE float max_lanes(vf v)
+{
+    float lanes[LANES];
+    store(lanes, v);
+    for (int i = 1; i < LANES; i++) lanes[0] = lanes[i] > lanes[0] ? lanes[i] : lanes[0];
+    return lanes[0];
+}
+
+/* e^x within 2e-7 relative, for x clamped to the normal range; NaN stays NaN. */
+INLINE vf exponential(vf x)
+{
+    vf bounded = larger(smaller(x, splat(88.0f)), splat(-87.0f));
+    vi n = nearest(bounded * 1.44269504f);
+    vf r = bounded - from_int(n) * 0.693359375f + from_int(n) * 2.12194440e-4f;
+    vf p = r * 1.3981999507e-3f + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    return (vf)((vi)(p * (vf)((n + 127) << 23)) | (x != x));
+}
+INLINE vf sigmoid(vf x) { return 1.0f / (1.0f + exponential(-x)); }
+INLINE vf hyperbolic_tangent(vf x) { return 1.0f - 2.0f / (exponential(x + x) + 1.0f); }
+
+/* The error function within 1.5e-7 absolute (Abramowitz and Stegun, 7.1.26). */
+INLINE vf error_function(vf x)
+{
+    vf a = absolute(x), t = 1.0f / (1.0f + 0.3275911f * a);
+    vf p = t * 1.061405429f - 1.453152027f;
+    p = p * t + 1.421413741f;
+    p = p * t - 0.284496736f;
+    p = (p * t + 0.254829592f) * t;
+    vf y = 1.0f - p * exponential(-a * a);
+    return (vf)((vi)y | ((vi)x & (int32_t)0x80000000));
+}
+
+INLINE float bits_float(uint32_t bits) { float f; memcpy(&f, &bits, 4); return f; }
+INLINE uint32_t float_bits(float f) { uint32_t bits; memcpy(&bits, &f, 4); return bits; }
+/* Round to nearest even; a NaN stays one. */
+INLINE uint16_t to_bf16(float f)
+{
+    uint32_t bits = float_bits(f);
+    uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    return (bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded;
+}
+INLINE float from_bf16(uint16_t h) { return bits_float((uint32_t)h << 16); }
+INLINE float from_half(uint16_t h)
+{
+    uint32_t magnitude = (h & 0x7fffu) << 13;
+    uint32_t bits = float_bits(bits_float(magnitude) * 0x1p112f);
+    if ((h & 0x7c00) == 0x7c00) bits |= 0x7f800000;
+    return bits_float(bits | (uint32_t)(h & 0x8000) << 16);
+}
+
+#endif
