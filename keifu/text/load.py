@@ -155,7 +155,7 @@ def _add_tokens(rust: tokenizers.Tokenizer, config: Mapping[str, Any]) -> None:
             have.add(name)
 
 
-_BERT = (("cls", "[CLS]"), ("sep", "[SEP]"), ("pad", "[PAD]"), ("unk", "[UNK]"), ("mask", "[MASK]"))
+_BERT = (("cls", "[CLS]"), ("sep", "[SEP]"), ("pad", "[PAD]"), ("mask", "[MASK]"))
 _FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
 
 
@@ -175,6 +175,9 @@ def _marks(
             found = rust.token_to_id(token)
             if role not in named and found is not None:
                 named[role] = found
+    if "unk" not in named and isinstance(rust.model, models.BPE | models.WordPiece):
+        unk = rust.token_to_id(rust.model.unk_token or "")
+        named |= {} if unk is None else {"unk": unk}
     ends = _json(folder / "generation_config.json").get("eos_token_id")
     ends = [ends] if isinstance(ends, int) else ends or []
     size = rust.get_vocab_size(with_added_tokens=True)

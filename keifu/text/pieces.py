@@ -58,8 +58,10 @@ class Pieces:
         """One trailing space of a text belongs to the encoding."""
         return self.style == "suffix"
 
-    def to_bytes(self, piece: str) -> bytes:
-        """The bytes that a token adds in the middle of a text."""
+    def to_bytes(self, piece: str, *, added: bool = False) -> bytes:
+        """The bytes that a token adds in the middle of a text; an added one is written as it is."""
+        if added and self.style not in ("wordpiece", "words"):
+            return piece.encode()
         if self.style == "bytes":
             if all(char in BYTE_OF for char in piece):
                 return bytes(BYTE_OF[char] for char in piece)

@@ -114,9 +114,8 @@ class Tokenizer:
         """The exact bytes that an id adds to a text; they need not be whole characters."""
         data = self._bytes.get(token_id)
         if data is None:
-            added = self._added.get(token_id)
             piece = self.token(token_id)
-            data = added.content.encode() if added else self.pieces.to_bytes(piece)
+            data = self.pieces.to_bytes(piece, added=token_id in self._added)
             self._bytes[token_id] = data
         return data
 

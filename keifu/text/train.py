@@ -63,7 +63,8 @@ def train(kind: str, texts: Iterable[str], options: TrainOptions | None = None) 
     rust.train_from_iterator(texts, trainer)
     rust = _without_added(rust)
     rust.add_special_tokens([AddedToken(n, special=True, normalized=False) for n in names])
-    named: dict[str, int] = {role: rust.token_to_id(name) for role, name in roles.items() if name}
+    ids: dict[str, int] = rust.get_vocab(with_added_tokens=True)
+    named = {role: ids[name] for role, name in roles.items() if name}
     around = kind == "wordpiece"
     marks = Marks(
         named=named,

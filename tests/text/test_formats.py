@@ -10,7 +10,6 @@ import sentencepiece
 import tiktoken
 import tokenizers
 import transformers
-from conftest import HARD, SPECIAL
 
 from keifu.core.errors import FormatError, KeifuError
 from keifu.text.from_gguf import load_gguf
@@ -19,6 +18,7 @@ from keifu.text.from_tiktoken import load_tiktoken
 from keifu.text.load import load
 from keifu.text.pretokenize import LLAMA3
 from keifu.text.tokenizer import Tokenizer
+from tests.text.samples import HARD, SPECIAL
 
 LONG = "ab" * 50_000
 
