@@ -184,7 +184,9 @@ class Names:
         return replace(
             self,
             rules=tuple(
-                replace(r, theirs=new + r.theirs.removeprefix(old)) if r.theirs.startswith(old) else r
+                replace(r, theirs=new + r.theirs.removeprefix(old))
+                if r.theirs.startswith(old)
+                else r
                 for r in self.rules
             ),
         )

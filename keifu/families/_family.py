@@ -37,7 +37,7 @@ class Family:
 
     @classmethod
     def tiny(cls) -> Self:
-        """A configuration for tests that exercises the family's options in a few thousand weights."""
+        """A configuration for tests: the family's options in a few thousand weights."""
         raise NotImplementedError
 
     def check(self) -> None:
@@ -68,13 +68,9 @@ class Family:
         }
         missing = sorted(cls.fields.keys.get(n, n) for n in required - set(values))
         if missing:
-            raise ConfigError(
-                f"config.json of {cls.fields.model_type} lacks {', '.join(missing)}"
-            )
+            raise ConfigError(f"config.json of {cls.fields.model_type} lacks {', '.join(missing)}")
         return cls(**values)
 
     def to_hf(self) -> dict[str, Any]:
         """The published config.json of this configuration."""
-        return self.fields.write(
-            {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        )
+        return self.fields.write({f.name: getattr(self, f.name) for f in dataclasses.fields(self)})

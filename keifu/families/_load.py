@@ -68,7 +68,7 @@ def _is_gguf(path: Path) -> bool:
 
 
 def _open_gguf(path: Path) -> Checkpoint:
-    file = GGUFFile.open(path)
+    file = GGUFFile(path)
     _, arch = arch_of(file.metadata)
     config = config_of(file.metadata, file.tensors)
     family = families[arch.family].from_hf(config)

@@ -1,4 +1,4 @@
-"""LLaMA 1, 2, 3, 3.1 and every model with their block: pre-RMSNorm, rotary, grouped queries, SwiGLU.
+"""LLaMA 1 to 3.1 and all with their block: pre-RMSNorm, rotary, grouped queries, SwiGLU.
 
 Source: Touvron et al. 2023, arXiv 2302.13971; 2307.09288; Llama 3: 2407.21783.
 """

@@ -111,7 +111,7 @@ class Beams:
             return False
         length = self.running[0].output.generated
         best = max(b.score for b in self.running) / length**self.job.sampling.length_penalty
-        return best <= self.finished[-1][0]
+        return bool(best <= self.finished[-1][0])
 
     def _send(self) -> None:
         """Send the n best hypotheses and close."""

@@ -21,7 +21,8 @@ from keifu.core.errors import ContextLengthError, KeifuError
 from keifu.inference.beam import Beams
 from keifu.inference.request import Delta, Sampling
 from keifu.inference.runner import Runner, TorchRunner, step_of
-from keifu.inference.sequence import Job, Sequence as Output, named, prompt_report
+from keifu.inference.sequence import Job, named, prompt_report
+from keifu.inference.sequence import Sequence as Output
 from keifu.inference.stream import Stream
 from keifu.nn.pages import OutOfState
 from keifu.nn.stack import StackModule
@@ -276,9 +277,7 @@ class Engine:
         length = output.state.length if output.state else 0
         return min(output.pending, chunk - length % chunk)
 
-    def _forward(
-        self, outputs: list[Output], lengths: list[int], select: Sequence[int]
-    ) -> Tensor:
+    def _forward(self, outputs: list[Output], lengths: list[int], select: Sequence[int]) -> Tensor:
         """Run the next `lengths` tokens of each output; logits (len(select), vocab)."""
         states = [o.state for o in outputs if o.state is not None]
         ids: list[int] = []
@@ -372,4 +371,3 @@ class Engine:
         others = [o for o in [*self._running, *self._waiting] if o.job is job]
         if not others:
             job.stream.close()
-

@@ -17,12 +17,14 @@ class ParameterError(KeifuError):
 
     def __init__(self, parameter: str, value: object, allowed: str) -> None:
         self.parameter = parameter
-        super().__init__(f"{parameter}={value!r} is not allowed: {allowed}")
+        text = repr(value)
+        text = text if len(text) <= 120 else text[:120] + "…"
+        super().__init__(f"{parameter}={text} is not allowed: {allowed}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How the next token is chosen and when to stop; the defaults sample from the model as it is."""
+    """How the next token is chosen and when to stop; the defaults leave the model as it is."""
 
     max_tokens: int | None = None
     """Most tokens to generate; None means all the room the context leaves."""

@@ -63,7 +63,8 @@ def step_of(
     device: torch.device,
 ) -> Step:
     """The step that feeds `lengths` new tokens to each request."""
-    offsets, positions = [0], []
+    offsets = [0]
+    positions: list[int] = []
     for state, n in zip(states, lengths, strict=True):
         offsets.append(offsets[-1] + n)
         positions.extend(range(state.length, state.length + n))

@@ -130,15 +130,12 @@ class Sequence:
         )
 
 
-def token_logprob(
-    tokenizer: Tokenizer, logits: Tensor, token: int, count: int
-) -> TokenLogprob:
+def token_logprob(tokenizer: Tokenizer, logits: Tensor, token: int, count: int) -> TokenLogprob:
     """A token's log-probability under logits (vocab,), with the `count` likeliest alternatives."""
     log = logits.float().log_softmax(-1)
-    best, ids = log.topk(min(count, log.shape[0])) if count else (log[:0], [])
-    top = tuple(
-        named(tokenizer, int(i), float(p)) for i, p in zip(ids, best, strict=True)
-    )
+    best = log.topk(min(count, log.shape[0]))
+    pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    top = tuple(named(tokenizer, i, p) for i, p in pairs)
     return replace(named(tokenizer, token, float(log[token])), top=top)
 
 
@@ -156,4 +153,3 @@ def prompt_report(
         token_logprob(tokenizer, row, token, count)
         for token, row in zip(tokens, logits, strict=True)
     ]
-

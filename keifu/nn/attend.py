@@ -112,7 +112,5 @@ def _block(
     if added is not None:
         bias = added if visible is None else added.masked_fill(~visible, float("-inf"))
         bias = bias.expand(rows, -1, -1, -1, -1).flatten(0, 1)
-    out = F.scaled_dot_product_attention(
-        q4, k4, v4, attn_mask=bias, is_causal=causal, scale=scale
-    )
+    out = F.scaled_dot_product_attention(q4, k4, v4, attn_mask=bias, is_causal=causal, scale=scale)
     return out.view(rows, groups, share, n, v.shape[-1])

@@ -92,8 +92,8 @@ class _Attention(nn.Module):
         if state is None and len(set(lengths)) == 1 and not step.prefixes:
             where = step.positions[: lengths[0]]
             shape = (len(lengths), lengths[0])
-            stacked = [t.unflatten(0, shape) for t in (q, k, v)]
-            return self._attend(*stacked, where, where, bias, 0).flatten(0, 1).flatten(1)
+            a, b, c = (t.unflatten(0, shape) for t in (q, k, v))
+            return self._attend(a, b, c, where, where, bias, 0).flatten(0, 1).flatten(1)
         outs = []
         for row in range(step.rows):
             at = step.span(row)
@@ -137,12 +137,13 @@ def _normed(
 ) -> Tensor:
     """(tokens, heads * width) -> (tokens, heads, width), normalised by head or as a whole."""
     if norm is None or spec is None:
-        return x.unflatten(-1, (heads, head_width))
+        plain: Tensor = x.unflatten(-1, (heads, head_width))
+        return plain
     if spec.width == head_width:
         out: Tensor = norm(x.unflatten(-1, (heads, head_width)))
         return out
-    whole: Tensor = norm(x)
-    return whole.unflatten(-1, (heads, head_width))
+    whole: Tensor = norm(x).unflatten(-1, (heads, head_width))
+    return whole
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -65,7 +64,7 @@ class _LayerNorm(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class PerHeadNorm(Part):
-    """LayerNorm over each head with weights of its own (StableLM 2): x is (tokens, heads, width)."""
+    """LayerNorm of each head with its own weights (StableLM 2): x is (tokens, heads, width)."""
 
     heads: int
     width: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import itertools
 import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -143,7 +144,7 @@ class PageGroup:
         pages = [p for p in table.pages[first:last] if p is not None]
         if not pages:
             return slice(0, 0)
-        if all(b == a + 1 for a, b in zip(pages, pages[1:], strict=False)):
+        if all(b == a + 1 for a, b in itertools.pairwise(pages)):
             base = pages[0] * self.page + start - first * self.page
             return slice(base, base + end - start)
         index = torch.tensor(pages)[:, None] * self.page + torch.arange(self.page)

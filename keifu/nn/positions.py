@@ -31,12 +31,12 @@ class NoPosition(Position):
 
 
 def alibi_slopes(heads: int) -> Tensor:
-    """Slopes of ALiBi (Press et al. 2022): 2^(-8/n * i), filled up from 2n where n is no power of 2.
+    """Slopes of ALiBi (Press et al. 2022): 2^(-8i/n), filled up from 2n if n is no power of 2.
 
     Returns:
         (heads,) float32
     """
-    near = 2 ** math.floor(math.log2(heads))
+    near: int = 2 ** math.floor(math.log2(heads))
     base = 2.0 ** (-8.0 / near)
     slopes = [base ** (i + 1) for i in range(near)]
     if near != heads:
@@ -61,18 +61,19 @@ class Alibi(Position):
         """(heads,) one slope a head."""
         if self.order == "bloom" and self.max_bias == 8.0:
             return alibi_slopes(self.heads)
-        near = 2 ** math.ceil(math.log2(self.heads))
-        slopes = 2.0 ** (-self.max_bias * torch.arange(1, near + 1) / near)
+        near: int = 2 ** math.ceil(math.log2(self.heads))
+        slopes: Tensor = 2.0 ** (-self.max_bias * torch.arange(1, near + 1) / near)
         if near != self.heads:
             slopes = torch.cat([slopes[1::2], slopes[::2]])[: self.heads]
         return slopes
 
     def bias(self, step: Step) -> Bias:
         """-slope * (query - key)."""
-        slopes = step.term(self, lambda: self.slopes().to(step.device))
+        slopes: Tensor = step.term(self, lambda: self.slopes().to(step.device))
 
         def added(query: Tensor, key: Tensor) -> Tensor:
-            return slopes[:, None, None] * (key[None, :] - query[:, None])
+            out: Tensor = slopes[:, None, None] * (key[None, :] - query[:, None])
+            return out
 
         return added
 
@@ -86,8 +87,9 @@ class SharedBias(Position):
     def bias(self, step: Step) -> Bias:
         """The shared part's own bias function."""
         part = step.shared[self.name]
-        found: Bias = part.bias
-        return found
+        if not isinstance(part, _BucketBias):
+            raise TypeError(f"the stack's shared part {self.name!r} is no bias")
+        return part.bias
 
 
 @dataclass(frozen=True)

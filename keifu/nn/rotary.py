@@ -21,7 +21,7 @@ class Scaling:
     """How frequencies change to reach beyond the trained length."""
 
     def frequencies(self, width: int, base: float, length: int) -> tuple[Tensor, float]:
-        """(width / 2,) frequencies for a request that may reach `length`, and a factor on cos, sin."""
+        """(width / 2,) frequencies for a request of up to `length`, and a factor on cos and sin."""
         return frequencies(width, base), 1.0
 
     @property
@@ -143,7 +143,7 @@ class Llama3(Scaling):
 
 @dataclass(frozen=True)
 class LongRope(Scaling):
-    """A searched factor a pair, one list within the original length, one beyond (Ding et al. 2024)."""
+    """A factor a pair, one list within the original length, one beyond (Ding et al. 2024)."""
 
     short: tuple[float, ...]
     long: tuple[float, ...]

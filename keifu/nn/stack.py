@@ -1,8 +1,8 @@
-"""The stack: embed, blocks, norm, head. Every sequence model is one, with another choice of parts."""
+"""The stack: embed, blocks, norm, head. Sequence models differ in the parts they choose."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -13,7 +13,7 @@ from keifu.nn.linear import Weight
 from keifu.nn.norms import Norm
 from keifu.nn.part import Part
 from keifu.nn.state import Entry, Handle
-from keifu.nn.step import Step, fresh_step
+from keifu.nn.step import Emit, Step, fresh_step, ignore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +82,7 @@ class StackModule(nn.Module):
         attention_mask: Tensor | None = None,
         segments: Tensor | None = None,
         taps: Collection[str] = (),
-        emit: Callable[[str, Tensor], None] | None = None,
+        emit: Emit = ignore,
     ) -> Output:
         """Whole sequences from position 0.
 
@@ -101,9 +101,7 @@ class StackModule(nn.Module):
         if kinds is not None:
             kinds = kinds.reshape(grid.shape)
             kinds = kinds.flatten() if keep is None else kinds[keep]
-        step = fresh_step(
-            lengths, grid.device, segments=kinds, **({"emit": emit} if emit else {})
-        )
+        step = fresh_step(lengths, grid.device, segments=kinds, emit=emit)
         out = self.run(ids, step, taps=taps)
 
         def shaped(x: Tensor) -> Tensor:
@@ -111,7 +109,7 @@ class StackModule(nn.Module):
                 full = x.new_zeros(*grid.shape, *x.shape[1:])
                 full[keep] = x
             else:
-                full = x.unflatten(0, grid.shape)
+                full = x.unflatten(0, tuple(grid.shape))
             return full if tokens.dim() == 2 else full[0]
 
         return Output(

@@ -209,7 +209,7 @@ class StatePool:
             state.snapshots[state.length] = [t[state.slot].clone() for t in self.fixed.values()]
 
     def restore(self, state: RequestState, length: int) -> int:
-        """Go back to at most `length` tokens; returns m <= length, the caller recomputes m...length.
+        """Go back to at most `length` tokens; returns m <= length, the caller recomputes the rest.
 
         Per-token entries restore anywhere that their window still holds; fixed ones at snapshots.
         """
@@ -228,7 +228,7 @@ class StatePool:
         return length
 
     def handles(self, states: Sequence[RequestState], lengths: Sequence[int]) -> list[Handle]:
-        """One handle a use for a step of `lengths` new tokens for each request, already reserved."""
+        """One handle a use for a step of `lengths` new tokens a request, already reserved."""
         return [_UseHandle(self, use, states, lengths) for use in range(len(self.entries))]
 
 

@@ -16,7 +16,11 @@ from torch import Tensor, nn
 T = TypeVar("T")
 
 
-def _ignore(name: str, value: Tensor) -> None:
+Emit = Callable[[str, Tensor], None]
+"""Takes a named auxiliary loss or statistic."""
+
+
+def ignore(name: str, value: Tensor) -> None:
     """The default for `emit`: nobody asked."""
 
 
@@ -41,7 +45,7 @@ class Step:
     """By name, one (length, width) tensor a row: encoder outputs and the like."""
     shared: Mapping[str, nn.Module] = field(default_factory=dict)
     """The stack's shared parts, by name (T5's bias table)."""
-    emit: Callable[[str, Tensor], None] = _ignore
+    emit: Emit = ignore
     """Auxiliary losses and statistics go here."""
     _terms: dict[Hashable, Any] = field(default_factory=dict)
 
@@ -82,7 +86,7 @@ def fresh_step(
     segments: Tensor | None = None,
     memories: Mapping[str, tuple[Tensor, ...]] | None = None,
     prefixes: tuple[int, ...] = (),
-    emit: Callable[[str, Tensor], None] = _ignore,
+    emit: Emit = ignore,
 ) -> Step:
     """A step over whole sequences that start at position 0, as in training or scoring."""
     offsets = [0]
