@@ -85,6 +85,7 @@ def command(
 
     level = logging.INFO if verbose else logging.WARNING
     logging.basicConfig(stream=sys.stderr, level=level, format="keifu: %(message)s")
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
     key = api_key or os.environ.get("KEIFU_API_KEY") or None
     door = access(host, key, insecure, list(allow_host), list(allow_origin))
     memory = None if max_memory is None else size(max_memory)

@@ -106,13 +106,13 @@ def _health(shared: Service) -> Callable[[Request], Any]:
         counts = {
             "running": gate.running,
             "waiting": gate.admitted - gate.running,
-            "requests_total": gate.total,
+            "total": gate.total,
             "refused_total": gate.refused,
             "cancelled_total": gate.cancelled,
         }
         ready = state == "ok"
         headers = {} if ready else {"retry-after": "1"}
-        return JSONResponse({"status": state, **counts}, 200 if ready else 503, headers)
+        return JSONResponse({"status": state, "requests": counts}, 200 if ready else 503, headers)
 
     return route
 

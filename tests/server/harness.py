@@ -136,14 +136,14 @@ class FakeLM(LM):
         with self._lock:
             self.active += 1
             self.peak = max(self.peak, self.active)
+        failed: Exception | None = None
         try:
             self._generate(stream, stop, *work)
-            stream.close()
         except Exception as error:
-            stream.close(error)
-        finally:
-            with self._lock:
-                self.active -= 1
+            failed = error
+        with self._lock:
+            self.active -= 1
+        stream.close(failed)
 
     def _generate(
         self,

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import anthropic
 import pytest
-from server.harness import FakeLM, Running, running
+
+from tests.server.harness import FakeLM, Running, running
 
 CALL = '<tool_call>{"name": "weather", "arguments": {"city": "Oslo"}}</tool_call>'
 TOOLS = [
@@ -41,7 +42,11 @@ def client(house: Running) -> Iterator[anthropic.Anthropic]:
 
 def test_message(house: Running, client: anthropic.Anthropic) -> None:
     answer = client.messages.create(
-        model="fake", max_tokens=100, messages=USER, system="Be brief.", extra_body={"top_k": 3, "temperature": 0.5}
+        model="fake",
+        max_tokens=100,
+        messages=USER,
+        system="Be brief.",
+        extra_body={"top_k": 3, "temperature": 0.5},
     )
     assert answer.content[0].text == "Hello, 世界!"
     assert answer.stop_reason == "end_turn"

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import openai
 import pytest
-from server.harness import BOS, FIRST, FakeLM, Running, bigram_logprobs, running
+
+from tests.server.harness import BOS, FIRST, FakeLM, Running, bigram_logprobs, running
 
 TABLE = bigram_logprobs()
 

@@ -7,10 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from server.harness import FakeLM, running
 
 from keifu.core.errors import KeifuError
 from keifu.server.models import offers
+from tests.server.harness import FakeLM, running
 
 
 def test_health_is_503_while_the_model_loads() -> None:

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import openai
 import pytest
-from server.harness import FIRST, FakeLM, Running, bigram_logprobs, running
+
+from tests.server.harness import FIRST, FakeLM, Running, bigram_logprobs, running
 
 TOOLS = [
     {
