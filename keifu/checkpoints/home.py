@@ -13,13 +13,13 @@ import logging
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from keifu.core.errors import KeifuError
+from keifu.core.folders import data_folder, fallback_folder, is_own, writable_folder
 
 _log = logging.getLogger("keifu")
 _MANIFEST = "keifu.json"
@@ -54,26 +54,15 @@ def is_name(name: str) -> bool:
 
 def roots() -> list[Path]:
     """The folders where pulled models may be, the preferred one first; none need exist."""
-    return [_root(), _fallback()]
+    return [data_folder() / "models", fallback_folder() / "models"]
 
 
 def writable_root() -> Path:
     """The folder for new models; a private temporary one where the home folder is read-only."""
-    root = _root()
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=root):
-            return root
-    except OSError as refused:
-        if os.environ.get("KEIFU_HOME"):
-            raise KeifuError(f"cannot write the model store {root}: {refused.strerror}") from None
-        fallback = _fallback()
-        _log.warning("cannot write %s (%s); models go to %s", root, refused.strerror, fallback)
-    fallback.parent.mkdir(mode=0o700, exist_ok=True)
-    if os.name == "posix" and not _own(fallback.parent):
-        raise KeifuError(f"{fallback.parent} belongs to somebody else: set KEIFU_HOME to a folder")
-    fallback.mkdir(exist_ok=True)
-    return fallback
+    root, temporary = writable_folder("models")
+    if temporary:
+        _log.warning("cannot write %s; models go to %s", data_folder() / "models", root)
+    return root
 
 
 def find(name: str) -> Entry | None:
@@ -153,28 +142,11 @@ def remove(name: str) -> None:
                 shutil.rmtree(root / ".new" / name)
 
 
-def _root() -> Path:
-    home = os.environ.get("KEIFU_HOME")
-    if not home:
-        data = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
-        home = os.path.join(data, "keifu")
-    return Path(os.path.abspath(home)) / "models"
-
-
-def _fallback() -> Path:
-    user = str(os.getuid()) if os.name == "posix" else os.environ.get("USERNAME", "user")
-    return Path(tempfile.gettempdir()) / f"keifu-{user}" / "models"
-
-
-def _own(folder: Path) -> bool:
-    facts = folder.lstat()
-    return facts.st_uid == os.getuid() and folder.is_dir() and not folder.is_symlink()
-
-
 def _read(folder: Path) -> Entry | None:
     """The entry of a folder whose manifest's files are all there in full, or None."""
     manifest = folder / _MANIFEST
-    if folder.parent == _fallback() and not (folder.exists() and _own(folder.parent.parent)):
+    top = folder.parent.parent
+    if top == fallback_folder() and not (folder.exists() and is_own(top)):
         return None
     try:
         if manifest.stat().st_size > _MANIFEST_BYTES:

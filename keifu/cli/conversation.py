@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from keifu.core.errors import KeifuError, unknown
-from keifu.core.folders import data_folder, fallback_folder, writable_folder
+from keifu.core.folders import data_folder, fallback_folder, is_own, writable_folder
 
 SCHEMA = 1
 _MOST_BYTES = 64 << 20
@@ -108,7 +108,7 @@ def saved() -> list[Path]:
     found = []
     for root in (data_folder(), fallback_folder()):
         folder = root / _FOLDER
-        if folder.is_dir() and _mine(folder):
+        if folder.is_dir() and is_own(root):
             found += [p for p in folder.glob("*.json") if _NAME.fullmatch(p.stem)]
     return sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.stem), reverse=True)
 
@@ -132,11 +132,6 @@ def _check(id: str) -> None:
         raise KeifuError(
             f"{id[:80]!r} cannot name a conversation: up to 64 letters, digits, - and _, no path"
         )
-
-
-def _mine(folder: Path) -> bool:
-    """Whether nobody else could have put conversations there (the fallback is in /tmp)."""
-    return os.name != "posix" or folder.parent.lstat().st_uid == os.getuid()
 
 
 def _private(path: str, flags: int) -> int:

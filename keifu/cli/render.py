@@ -6,11 +6,14 @@ import os
 import re
 import sys
 import time
-from typing import TYPE_CHECKING, Any, Protocol, TextIO
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TextIO
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
     from rich.live import Live
+    from rich.markdown import MarkdownElement
 
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})")
@@ -148,9 +151,43 @@ def split_blocks(text: str) -> tuple[str, str]:
 
 
 def _markdown(text: str) -> RenderableType:
+    from rich.markdown import Heading
     from rich.markdown import Markdown as Rich
 
-    return Rich(text.strip("\n"), code_theme="ansi_dark", hyperlinks=False)
+    class Left(Heading):
+        """A heading at the left, where the rest of the answer is."""
+
+        def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+            self.text.justify = "left"
+            yield self.text
+
+    class Document(Rich):
+        elements: ClassVar[dict[str, type[MarkdownElement]]] = {
+            **Rich.elements,
+            "heading_open": Left,
+        }
+
+    return Document(text.strip("\n"), code_theme="ansi_dark", hyperlinks=False)
+
+
+@contextmanager
+def keyboard_off(stream: TextIO) -> Iterator[None]:
+    """While inside, what is typed is not echoed: it would shift what is being drawn.
+
+    Ctrl-C works on, and what was typed is read afterwards.
+    """
+    if os.name != "posix" or stream is None or not stream.isatty():
+        yield
+        return
+    import termios
+
+    before = termios.tcgetattr(stream)
+    silent = [*before[:3], before[3] & ~termios.ECHO, *before[4:]]
+    termios.tcsetattr(stream, termios.TCSANOW, silent)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(stream, termios.TCSANOW, before)
 
 
 def note(text: str) -> None:

@@ -85,7 +85,8 @@ class Session:
         out = render.printer(sys.stdout, markdown=dialogue.lm.has_template)
         try:
             write = out.write if self.stream else (lambda text: None)
-            answer = dialogue.ask(question, write, policy="drop-oldest", stoppable=True)
+            with render.keyboard_off(sys.stdin):
+                answer = dialogue.ask(question, write, policy="drop-oldest", stoppable=True)
             if not self.stream:
                 out.write(answer.completion.text)
         finally:
@@ -95,7 +96,7 @@ class Session:
             render.note("stopped")
         elif cut := ended(answer, self.sampling.get("max_tokens")):
             render.note(cut)
-        if not self.quiet:
+        if not self.quiet and answer.completion.usage.completion_tokens:
             render.note(meter(answer, dialogue.lm.context))
         self.autosave()
 

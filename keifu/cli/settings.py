@@ -31,6 +31,7 @@ VARIABLES = {
     "KEIFU_HOME": "folder of models and conversations (~/.local/share/keifu)",
     "KEIFU_CONFIG": "the config file (~/.config/keifu/config.yaml)",
     "KEIFU_OFFLINE": "1 forbids the network",
+    "KEIFU_API_KEY": "what `keifu serve` asks of clients, and a server at a URL is told",
     "KEIFU_DEBUG": "1 shows tracebacks",
     "HF_HOME": "Hugging Face's folder; its hub/ holds fetched repositories",
     "HF_HUB_CACHE": "Hugging Face's hub folder itself",

@@ -28,11 +28,19 @@ def fallback_folder() -> Path:
     return Path(tempfile.gettempdir()) / f"keifu-{user}"
 
 
+def is_own(folder: Path) -> bool:
+    """Whether a folder is a real one of this user: others may write in a temporary folder."""
+    if os.name != "posix":
+        return folder.is_dir()
+    return folder.is_dir() and not folder.is_symlink() and folder.lstat().st_uid == os.getuid()
+
+
 def writable_folder(name: str) -> tuple[Path, bool]:
     """A folder `name` under the data folder that can be written, made if need be.
 
     The second value is true if it is the temporary one, which the user should be told. Raises
-    KeifuError where neither can be written, or somebody else owns the temporary one.
+    KeifuError where neither can be written, where the one that KEIFU_HOME names cannot, or where
+    somebody else owns the temporary one.
     """
     wanted = data_folder() / name
     try:
@@ -41,11 +49,12 @@ def writable_folder(name: str) -> tuple[Path, bool]:
             return wanted, False
     except OSError as refused:
         why = refused.strerror
+    if os.environ.get("KEIFU_HOME"):
+        raise KeifuError(f"KEIFU_HOME: cannot write {wanted}: {why}")
     top = fallback_folder()
     try:
         top.mkdir(mode=0o700, exist_ok=True)
-        facts = top.lstat()
-        if os.name == "posix" and (facts.st_uid != os.getuid() or top.is_symlink()):
+        if not is_own(top):
             raise KeifuError(f"{top} belongs to somebody else: set KEIFU_HOME to a folder")
         (top / name).mkdir(mode=0o700, exist_ok=True)
     except OSError as refused:
