@@ -15,6 +15,10 @@ families: Registry[type[Family]] = Registry("family", "keifu.families", "family"
 
 ARCHITECTURES = {
     "LlamaForCausalLM": "llama",
+    "MistralForCausalLM": "mistral",
+    "Qwen2ForCausalLM": "qwen2",
+    "GemmaForCausalLM": "gemma",
+    "Gemma2ForCausalLM": "gemma2",
 }
 """`architectures` of published configs -> family."""
 

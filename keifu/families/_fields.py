@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from keifu.core.errors import ConfigError, nearest
@@ -204,6 +204,51 @@ class Rope:
         return out
 
 
+@dataclass(frozen=True, kw_only=True)
+class Windows:
+    """Which layers slide: `layer_types`, or a rule for configs that do not list them.
+
+    Fills our `window` (positions a sliding layer sees) and `local` (one flag a layer).
+    """
+
+    rule: Callable[[int, Json], bool]
+    """(layer, config) -> whether it slides, where `layer_types` is absent."""
+    window: int | None
+    """The default width."""
+    also: frozenset[str] = frozenset()
+    """Other keys that the rule reads."""
+    switch: str | None = None
+    """The key that switches sliding on, where there is one."""
+
+    def names(self) -> frozenset[str]:
+        """The keys."""
+        return frozenset(("layer_types", "sliding_window")) | self.also
+
+    def read(self, config: Json) -> dict[str, Any]:
+        """`window` and `local`."""
+        window = config.get("sliding_window", self.window)
+        kinds = config.get("layer_types")
+        depth = config.get("num_hidden_layers")
+        if not isinstance(depth, int):
+            raise ConfigError("num_hidden_layers is missing")
+        if kinds is not None:
+            strange = sorted(set(kinds) - {"sliding_attention", "full_attention"})
+            if strange or len(kinds) != depth:
+                raise ConfigError(f"layer_types: {len(kinds)} for {depth} layers, {strange}")
+            local = tuple(kind == "sliding_attention" for kind in kinds)
+        else:
+            local = tuple(self.rule(i, config) for i in range(depth))
+        if any(local) and window is None:
+            raise ConfigError("layer_types has sliding layers, but sliding_window is null")
+        return {"window": window, "local": local if window is not None else (False,) * depth}
+
+    def write(self, values: Json) -> dict[str, Any]:
+        """`layer_types` and `sliding_window`."""
+        kinds = ["sliding_attention" if slides else "full_attention" for slides in values["local"]]
+        out = {"layer_types": kinds, "sliding_window": values["window"]}
+        return out if self.switch is None else {**out, self.switch: any(values["local"])}
+
+
 def _scaling_to_hf(scaling: Scaling) -> dict[str, Any]:
     """The published spelling of a rotary scaling."""
     match scaling:
@@ -249,6 +294,7 @@ class Fields:
         fixed: their keys that must have this value if present (options the family does not have),
             written on export.
         ignore: their keys that do not matter.
+        nullable: our fields for which an explicit null is a value (elsewhere it is the default).
     """
 
     architecture: str
@@ -257,6 +303,26 @@ class Fields:
     extra: tuple[Keys, ...] = ()
     fixed: Mapping[str, Any] = field(default_factory=dict)
     ignore: frozenset[str] = frozenset()
+    nullable: frozenset[str] = frozenset()
+
+    def replaced(
+        self,
+        architecture: str,
+        model_type: str,
+        *,
+        keys: Mapping[str, str] | None = None,
+        without: Collection[str] = (),
+        **changes: Any,
+    ) -> Fields:
+        """The mapping of a relative: keys added or taken away, other arguments changed."""
+        kept = {ours: theirs for ours, theirs in self.keys.items() if ours not in without}
+        return replace(
+            self,
+            architecture=architecture,
+            model_type=model_type,
+            keys=kept | dict(keys or {}),
+            **changes,
+        )
 
     def read(self, config: Json) -> dict[str, Any]:
         """Our field values from a published config.
@@ -276,7 +342,11 @@ class Fields:
                 faults.append(f"{key}={config[key]!r} is not supported, only {value!r}")
         if faults:
             raise ConfigError(f"config.json of {self.model_type}: " + "; ".join(faults))
-        out = {o: config[t] for o, t in self.keys.items() if config.get(t) is not None}
+        out = {
+            ours: config[theirs]
+            for ours, theirs in self.keys.items()
+            if theirs in config and (config[theirs] is not None or ours in self.nullable)
+        }
         for extra in self.extra:
             out |= extra.read(config)
         return out

@@ -22,6 +22,17 @@ from keifu.nn.state import StatePool
 TOLERANCE = 1e-4
 """Most absolute difference of float32 logits."""
 
+SMALL: dict[str, Any] = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+"""The sizes that LLaMA-like configurations share in these tests."""
+
 
 class Tensors:
     """A state dict as a checkpoint's source."""
@@ -50,7 +61,9 @@ def randomise(model: nn.Module, seed: int = 0, std: float = 0.3) -> None:
             if p.dim() == 1:
                 p.copy_(torch.randn(p.shape, generator=made) * 0.2 + (p.mean().round()))
             else:
-                p.copy_(torch.randn(p.shape, generator=made) * std / max(1, p.shape[-1] / 32) ** 0.5)
+                p.copy_(
+                    torch.randn(p.shape, generator=made) * std / max(1, p.shape[-1] / 32) ** 0.5
+                )
 
 
 def converted(family: Family, theirs: nn.Module) -> StackModule:

@@ -9,17 +9,7 @@ import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from keifu.families.llama import Llama
-from tests.families.parity import both_ways
-
-BASE: dict[str, Any] = {
-    "vocab_size": 96,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-}
+from tests.families.parity import SMALL, both_ways
 
 
 def rope(**settings: Any) -> dict[str, Any]:
@@ -52,5 +42,5 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_parity(option: str, tmp_path: Path) -> None:
-    theirs = LlamaForCausalLM(LlamaConfig(**{**BASE, **OPTIONS[option]}))
+    theirs = LlamaForCausalLM(LlamaConfig(**{**SMALL, **OPTIONS[option]}))
     both_ways(Llama, theirs, tmp_path / "m", by_length=option == "dynamic")
