@@ -84,7 +84,7 @@ class AnthropicLM(RemoteLM):
             body["output_config"] = {"format": _format(chat.response_format)}
         return body
 
-    def chat_decoder(self) -> Decoder:
+    def decoder(self) -> Decoder:
         """Reads the Messages event stream."""
         return AnthropicDecoder(self.transport)
 

@@ -140,13 +140,17 @@ def split_turns(
     return tuple(messages[:start]), [tuple(turn) for turn in turns]
 
 
-def upper_bound(messages: Sequence[Message], extra: Mapping[str, Any] | None = None) -> int | None:
+def upper_bound(
+    messages: str | Sequence[Message], extra: Mapping[str, Any] | None = None
+) -> int | None:
     """A count that no byte-level tokenizer exceeds, without one; None if there are images or such.
 
     A token stands for at least one byte; 16 tokens a message and 1024 for tools are more than
     the known chat templates add. A prompt that fits by this bound need not be counted.
     """
     total = 16
+    if isinstance(messages, str):
+        return total + len(messages.encode(errors="surrogatepass"))
     for message in messages:
         total += 16
         for key, value in message.items():

@@ -83,7 +83,7 @@ class GeminiLM(RemoteLM):
                 body["toolConfig"] = {"functionCallingConfig": _tool_choice(chat.tool_choice)}
         return body
 
-    def chat_decoder(self) -> Decoder:
+    def decoder(self) -> Decoder:
         """Reads a stream of GenerateContentResponse."""
         return GeminiDecoder(self.transport)
 

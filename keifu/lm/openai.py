@@ -110,7 +110,7 @@ class OpenAILM(RemoteLM):
             body |= {"continue_final_message": True, "add_generation_prompt": False}
         return Call("/chat/completions", body)
 
-    def chat_decoder(self) -> Decoder:
+    def decoder(self) -> Decoder:
         """Reads `chat.completion.chunk` events."""
         return OpenAIDecoder(self.transport)
 
@@ -119,7 +119,7 @@ class OpenAILM(RemoteLM):
         ask = self.ask(options)
         body = self._body(ask, {"max_tokens": "max_tokens"})
         body["prompt"] = prompt if isinstance(prompt, str) else list(prompt)
-        return self.start(Call("/completions", body), self.chat_decoder, ask.sampling.n)
+        return self.start(Call("/completions", body), prompt, ask)
 
     async def ascore(self, prompt: Prompt, continuation: Prompt) -> Score:
         """`/completions` with echo: the server reads the text and reports each token's logprob."""

@@ -14,7 +14,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar, cast
 
 from keifu.core.errors import KeifuError, unknown
 from keifu.inference.request import (
@@ -145,7 +145,7 @@ class RemoteLM(LM):
         """A streamed chat request."""
 
     @abstractmethod
-    def chat_decoder(self) -> Decoder:
+    def decoder(self) -> Decoder:
         """A fresh decoder of its answer."""
 
     @abstractmethod
@@ -172,11 +172,7 @@ class RemoteLM(LM):
             call = self.chat_request(messages, ask)
         except KeyError as error:
             raise KeifuError(f"a message, tool or format lacks the field {error}") from None
-
-        async def check() -> None:
-            await self._check_room(messages, ask)
-
-        return self.start(call, self.chat_decoder, ask.sampling.n, check)
+        return self.start(call, messages, ask)
 
     def count_tokens(self, messages: str | Sequence[Message], **options: Any) -> int:
         """Exact tokens of a text or a conversation; may ask the server."""
@@ -217,13 +213,7 @@ class RemoteLM(LM):
         """Await work on the background loop from any other; cancelling cancels it there."""
         return await asyncio.wrap_future(submit(work))
 
-    def start(
-        self,
-        call: Call,
-        decoder: Callable[[], Decoder],
-        n: int,
-        check: Callable[[], Coroutine[Any, Any, None]] | None = None,
-    ) -> Stream:
+    def start(self, call: Call, prompt: Prompt | Sequence[Message], ask: Ask) -> Stream:
         """Send a request (or n, where the protocol answers one at a time) and stream the answer."""
         futures: list[Future[None]] = []
 
@@ -231,12 +221,12 @@ class RemoteLM(LM):
             futures[0].cancel()
 
         stream = Stream(cancel=cancel)
-        open_outputs = set(range(n))
-        copies = 1 if self.native_n else n
+        open_outputs = set(range(ask.sampling.n))
+        copies = 1 if self.native_n else ask.sampling.n
 
         async def answer(index: int) -> None:
             clock = _Clock()
-            read = decoder()
+            read = self.decoder()
             async with contextlib.aclosing(
                 self.transport.events(call.path, call.body, call.headers)
             ) as events:
@@ -252,8 +242,7 @@ class RemoteLM(LM):
                 stream.put(moved)
 
         async def work() -> None:
-            if check is not None:
-                await check()
+            await self._check_room(prompt, ask)
             await _all(answer(i) for i in range(copies))
 
         def done(future: Future[None]) -> None:
@@ -268,19 +257,22 @@ class RemoteLM(LM):
         futures[0].add_done_callback(done)
         return stream
 
-    async def _check_room(self, messages: Sequence[Message], ask: Ask) -> None:
+    async def _check_room(self, prompt: Prompt | Sequence[Message], ask: Ask) -> None:
         """Refuse what cannot fit before sending it; count only if a cheap bound cannot tell."""
         if not self.context:
-            return
+            return None
         budget = Budget(limit=self.context, reserve=max(1, ask.sampling.max_tokens or 1))
-        bound = upper_bound(messages, {"tools": ask.chat.tools} if ask.chat.tools else None)
+        if not isinstance(prompt, str) and prompt and isinstance(prompt[0], int):
+            return budget.check(len(prompt))
+        read = cast("str | Sequence[Message]", prompt)
+        bound = upper_bound(read, {"tools": ask.chat.tools} if ask.chat.tools else None)
         if bound is not None and bound <= budget.room:
-            return
+            return None
         try:
-            tokens = await self.count(messages, ask.chat)
+            tokens = await self.count(read, ask.chat)
         except UncountableError:
-            return  # the server counts, and its refusal is the same error
-        budget.check(tokens)
+            return None  # the server counts, and its refusal is the same error
+        return budget.check(tokens)
 
 
 class _Clock:

@@ -212,11 +212,17 @@ class ScriptedLM(LM):
         return len(self.encode(messages, **options))
 
     def encode(
-        self, prompt: str | Sequence[Message], *, special: bool = True, **options: Any
+        self,
+        prompt: str | Sequence[Message],
+        *,
+        special: bool = True,
+        parse: bool = False,
+        **options: Any,
     ) -> list[int]:
         """Ids of a text or of a rendered conversation; there are no special tokens."""
         if not isinstance(prompt, str):
-            prompt = self.render(prompt, ChatOptions(**options))
+            chat = ChatOptions(**{k: v for k, v in options.items() if k in _CHAT})
+            prompt = self.render(prompt, chat)
         return self.tokenizer.encode(prompt)
 
     def decode(self, tokens: Sequence[int]) -> str:

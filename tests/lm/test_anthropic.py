@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -119,6 +120,22 @@ def test_n_outputs_are_n_requests(server: FakeServer) -> None:
     server.say(said("a"), server.json({"error": {"message": "bad"}}, 400))
     with pytest.raises(RemoteError, match="bad"):
         model(server).chat(ASK, n=3)
+
+
+def test_cancelling_leaves_finished_outputs_finished(server: FakeServer) -> None:
+    release = threading.Event()
+    events = [start(input_tokens=3), block(0, type="text", text="a")]
+    whole = server.sse(*events, *end("end_turn", output_tokens=1))
+    server.say(whole, lambda handler: release.wait(5) and None)
+    stream = model(server).chat_stream(ASK, n=2)
+    deltas = []
+    for delta in stream:
+        deltas.append(delta)
+        if delta.finish == "stop":
+            stream.cancel()
+    release.set()
+    assert [d.finish for d in deltas] == [None, "stop", "cancelled"]
+    assert deltas[1].index != deltas[2].index
 
 
 def test_conversation() -> None:

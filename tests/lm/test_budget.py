@@ -107,11 +107,13 @@ def test_truncate_cuts_the_middle_and_no_more_than_needed() -> None:
     cut = fitted.messages[0]["content"]
     assert fitted.prompt_tokens == len(cut) <= 500
     assert f"[… {fitted.cut} characters left out …]" in cut
-    assert len(cut) >= 499  # one character less cut would not fit
+    assert len(cut) == 500  # one character less cut would not fit
     start, end = cut.split("\n[…")[0], cut.split("…]\n")[1]
     assert text.startswith(start)
     assert text.endswith(end)
     assert abs(len(start) - len(end)) <= 1
+    exactly = Budget(limit=1001, policy="truncate").fit(messages, letters)
+    assert (exactly.messages[0], exactly.cut) == (messages[2], 0)
     with pytest.raises(ContextLengthError):
         Budget(limit=10, policy="truncate").fit(messages, letters)
     alone = [{"role": "system", "content": text}]
@@ -183,6 +185,24 @@ def test_the_first_chatgpt_holds_4096_tokens_in_and_out(
             with pytest.raises(ContextLengthError, match="3897 tokens plus 200 requested"):
                 lm.chat(messages, max_tokens=200)
             assert len(server.requests) == sent
+
+
+def test_a_completion_is_checked_too(server: FakeServer) -> None:
+    choice = {"index": 0, "text": "!", "finish_reason": "stop"}
+    done = server.sse({"choices": [choice]}, done=True)
+    server.say(server.json({"data": [{"id": "m", "max_model_len": 50}]}))
+    lm = load(f"{server.url}/v1#m")
+    server.say(done)
+    assert lm.complete([1] * 45, max_tokens=5).text == "!"
+    with pytest.raises(ContextLengthError, match="46 tokens plus 5"):
+        lm.complete([1] * 46, max_tokens=5)
+    assert len(server.requests) == 1
+    server.say(server.json({"tokens": [0] * 49}), done)
+    assert lm.complete("x" * 60).text == "!"
+    assert [r.path for r in server.requests] == ["/tokenize", "/v1/completions"]
+    server.say(server.json({"tokens": [0] * 50}), done)
+    with pytest.raises(ContextLengthError, match="50 tokens plus 1"):
+        lm.complete("x" * 60)
 
 
 def test_claude_100k_and_gemini_1m_at_their_edges(
