@@ -11,7 +11,7 @@ import json
 import re
 import secrets
 import string
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -147,26 +147,31 @@ class ToolReader:
     """Takes generated text piece by piece and gives back plain text and finished calls.
 
     Text that may yet become a call is held back. What looks like a call but is none (bad JSON, a
-    function nobody offered, arguments that are no object) comes out as the text it was.
+    function nobody offered, arguments that are no object) comes out as the text it was; white
+    space round a call goes with it. However the text is cut into pieces, the sum is the same.
     """
 
     def __init__(self, form: ToolFormat, names: Collection[str]) -> None:
         self.form, self.names = form, frozenset(names)
         self._held = ""
+        self._gap = ""
+        """White space before the opener, which only a true call takes with it."""
         self._opener = ""
         self._searched = 0
         """How much of the held call is known not to hold the closer."""
         self._begun = False
-        self.count = 0
+        """Whether other text came first, after which some formats have no calls."""
+        self._after = False
+        """Whether a call came last."""
 
     def feed(self, text: str) -> tuple[str, tuple[ToolCall, ...]]:
         """The next piece of output."""
         self._held += text
         out: list[str] = []
         calls: list[ToolCall] = []
-        while self._step(out, calls):
+        while self._inside(out, calls) if self._opener else self._outside(out):
             pass
-        return self._told(out), tuple(calls)
+        return "".join(out), tuple(calls)
 
     def close(self) -> tuple[str, tuple[ToolCall, ...]]:
         """The end of the output: an unclosed call counts if it is whole."""
@@ -174,71 +179,75 @@ class ToolReader:
         calls: list[ToolCall] = []
         if self._opener:
             self._finish(self._held, out, calls)
+        elif not (self._after and not self._held.strip()):
+            out.append(self._held)
+        self._held = ""
+        return "".join(out), tuple(calls)
+
+    def _outside(self, out: list[str]) -> bool:
+        """Give plain text away up to an opener; True once inside a call."""
+        if self._after:
+            self._held = self._held.lstrip()
+        text = self._held
+        found = [] if self.form.at_start and self._begun else self._openers(text)
+        if found:
+            at, self._opener = min(found)
+            before = text[:at]
+            plain = before.rstrip()
+            self._gap = before[len(plain) :]
+            self._held, self._searched = text[at + len(self._opener) :], 0
         else:
-            out.append(self._held)
-        self._held = self._opener = ""
-        return self._told(out), tuple(calls)
+            plain = text[: len(text) - self._tail(text)].rstrip()
+            self._held = text[len(plain) :]
+        if plain:
+            out.append(plain)
+            self._begun, self._after = True, False
+        return bool(found)
 
-    def _told(self, out: Sequence[str]) -> str:
-        text = "".join(out)
-        if self.count and not text.strip():
-            return ""  # only the white space around calls
-        return text
+    def _openers(self, text: str) -> list[tuple[int, str]]:
+        """Where calls begin; in a format that has them first, only there."""
+        found = [(at, o) for o in self.form.openers if (at := text.find(o)) >= 0]
+        if self.form.at_start:
+            return [(at, o) for at, o in found if not text[:at].strip()]
+        return found
 
-    def _step(self, out: list[str], calls: list[ToolCall]) -> bool:
-        """Move one piece out of what is held; False when more text is needed."""
-        if self._opener:
-            return self._inside(out, calls)
-        if self.form.at_start and self._begun:
-            out.append(self._held)
-            self._held = ""
-            return False
-        if self.form.at_start and not self._held.strip():
-            return False
-        found = [(at, o) for o in self.form.openers if (at := self._held.find(o)) >= 0]
-        first = min(found, default=None)
-        if first and not (self.form.at_start and self._held[: first[0]].strip()):
-            at, self._opener = first
-            out.append(self._held[:at])
-            self._held, self._searched = self._held[at + len(self._opener) :], 0
-            return True
-        keep = self._tail()
-        out.append(self._held[: len(self._held) - keep])
-        self._held = self._held[len(self._held) - keep :]
-        self._begun = self._begun or bool("".join(out).strip())
-        return False
-
-    def _tail(self) -> int:
-        """Length of the longest end of what is held that may begin an opener."""
-        for size in range(min(len(self._held), max(map(len, self.form.openers)) - 1), 0, -1):
-            end = self._held[-size:]
-            if any(opener.startswith(end) for opener in self.form.openers):
+    def _tail(self, text: str) -> int:
+        """Length of the longest end of the text that may begin an opener."""
+        for size in range(min(len(text), max(map(len, self.form.openers)) - 1), 0, -1):
+            if any(opener.startswith(text[-size:]) for opener in self.form.openers):
                 return size
         return 0
 
     def _inside(self, out: list[str], calls: list[ToolCall]) -> bool:
+        """Read a call once it is closed; True if there is more to look at."""
         closer = self.form.closer
         at = self._held.find(closer, self._searched) if closer else -1
         if closer and at >= 0:
             body, self._held = self._held[:at], self._held[at + len(closer) :]
             self._finish(body, out, calls, closer)
-            self._opener = ""
             return True
         self._searched = max(0, len(self._held) - len(closer or "") + 1)
         if len(self._held) > MOST_CHARACTERS:
-            out.append(self._opener + self._held)
-            self._held, self._opener, self._begun = "", "", True
+            self._give_up(out, self._held)
+            self._held = ""
         return False
 
     def _finish(self, body: str, out: list[str], calls: list[ToolCall], closer: str = "") -> None:
         try:
             calls += self._read(body)
         except ValueError:
-            out.append(self._opener + body + closer)
-            self._begun = True
+            self._give_up(out, body + closer)
+        else:
+            self._opener = self._gap = ""
+            self._after = True
+
+    def _give_up(self, out: list[str], rest: str) -> None:
+        out.append(self._gap + self._opener + rest)
+        self._opener = self._gap = ""
+        self._begun, self._after = True, False
 
     def _read(self, body: str) -> list[ToolCall]:
-        inner = ("{" if self._opener == "{" else "[" if self._opener == "[" else "") + body
+        inner = self._opener + body if self._opener in ("{", "[") else body
         if self._opener == "```json":
             inner = inner.rstrip().removesuffix("```")
         found = []
@@ -249,7 +258,6 @@ class ToolReader:
                 raise ValueError(name)
             text = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
             found.append(ToolCall(call_id(self.form.id_length), name, text))
-        self.count += len(found)
         return found
 
 

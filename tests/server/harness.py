@@ -181,6 +181,7 @@ class FakeLM(LM):
         reader = ToolReader(HERMES, names) if names else None
         last, text, count, finish = (ids or [BOS])[-1], "", 0, "length"
         ended: str | None = None
+        called = False
         while count < limit:
             if stop.is_set():
                 self.cancels += 1
@@ -201,6 +202,7 @@ class FakeLM(LM):
             calls: tuple[ToolCall, ...] = ()
             if reader:
                 piece, calls = reader.feed(piece)
+                called = called or bool(calls)
             ended = next((s for s in sampling.stop if text.endswith(s)), None)
             if ended:  # single-character stop strings are all that these tests use
                 piece, finish = piece.removesuffix(ended), "stop"
@@ -211,7 +213,8 @@ class FakeLM(LM):
             if self.delay:
                 time.sleep(self.delay)
         piece, calls = reader.close() if reader else ("", ())
-        if reader and (reader.count or calls) and finish == "stop":
+        called = called or bool(calls)
+        if called and finish == "stop":
             finish = "tool_calls"
         usage = Usage(len(ids), count, 0)
         last_delta = Delta(
