@@ -94,9 +94,10 @@ def fetch(ref: str, announce: Callable[[str | None, int, Path], None]) -> Path:
         raise KeifuError(f"fetching {ref} needs the hub's library: pip install 'keifu[hub]'")
     import httpx
     import huggingface_hub
+    from huggingface_hub import constants
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    _probe(huggingface_hub.constants.ENDPOINT, ref)
+    _probe(constants.ENDPOINT, ref)
     revision = match["revision"] or "main"
     try:
         info = huggingface_hub.HfApi().model_info(

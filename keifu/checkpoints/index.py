@@ -83,6 +83,7 @@ def _dry_run(wanted: str, report: Path, log: Path, seconds: int) -> tuple[int | 
         process = subprocess.Popen(
             command,
             env={**os.environ, **quick, "PIP_PROGRESS_BAR": "off"},
+            cwd=_standing() or log.parent,  # pip dies in a folder that is gone
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=sink,
@@ -157,6 +158,14 @@ def _license(about: Mapping[str, object]) -> str | None:
 
 def _canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _standing() -> str | None:
+    """The current folder, or None if it is gone."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return None
 
 
 def _read(path: Path) -> str:
