@@ -14,6 +14,7 @@ from keifu.lm import cards, load
 from keifu.lm.errors import AuthenticationError, RemoteError
 from keifu.lm.gemini import GeminiLM
 from keifu.lm.openai import OpenAILM
+from keifu.lm.scripted import ScriptedLM
 from tests.lm.fake_server import FakeServer
 
 ASK = [{"role": "user", "content": "hi"}]
@@ -116,6 +117,20 @@ def test_options_are_checked() -> None:
         load("http://127.0.0.1:1/v1#m", base_url="http://x")
     with pytest.raises(KeifuError, match="timeout must be above 0"):
         load("gpt-4", api_key="k", timeout=0)
+
+
+def test_any_other_name_is_local(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, dict[str, object]]] = []
+
+    def load_local(name: str, **options: object) -> ScriptedLM:
+        asked.append((name, options))
+        return ScriptedLM()
+
+    monkeypatch.setattr("keifu.lm.local.load_local", load_local)
+    for name in ("smollm2-135m", "./gpt-4", "org/model", "C:/models/x.gguf"):
+        load(name, ctx=512, threads=None)
+    names = ["smollm2-135m", "./gpt-4", "org/model", "C:/models/x.gguf"]
+    assert asked == [(name, {"ctx": 512}) for name in names]
 
 
 def test_importing_is_light() -> None:
