@@ -10,6 +10,7 @@ import dataclasses
 import json
 import os
 import time
+import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Future
@@ -126,6 +127,7 @@ class RemoteLM(LM):
             retries=options.retries,
             max_bytes=options.max_bytes,
         )
+        self._running: weakref.WeakSet[Future[None]] = weakref.WeakSet()
         self.transport = Transport(connection, card.farewell if card and self.at_vendor else "")
 
     def __repr__(self) -> str:
@@ -179,7 +181,9 @@ class RemoteLM(LM):
         return submit(self.count(messages, self.ask(options).chat)).result()
 
     def close(self) -> None:
-        """Close the connections; running requests end with an error."""
+        """Close the connections; running requests end as cancelled."""
+        for future in list(self._running):
+            future.cancel()
         submit(self.transport.aclose()).result()
 
     def cannot(self, what: str, instead: str) -> KeifuError:
@@ -254,6 +258,7 @@ class RemoteLM(LM):
                 stream.close(future.exception())
 
         futures.append(submit(work()))
+        self._running.add(futures[0])
         futures[0].add_done_callback(done)
         return stream
 
@@ -309,12 +314,20 @@ def check_messages(messages: Sequence[Message]) -> None:
     if not messages:
         raise KeifuError("there is no message to answer: give at least one")
     for index, message in enumerate(messages):
-        role = message.get("role")
+        role, content = message.get("role"), message.get("content")
         if role not in ("system", "developer", "user", "assistant", "tool"):
             raise KeifuError(
                 f"message {index} has role {role!r}: "
                 "give system, developer, user, assistant or tool"
             )
+        if content is None or isinstance(content, str):
+            continue
+        if not isinstance(content, Sequence) or not all(isinstance(p, Mapping) for p in content):
+            raise KeifuError(f"message {index}: its content must be a text or a list of parts")
+        for part in content:
+            if part.get("type") == "image_url":
+                image = part.get("image_url")
+                data_url(image if isinstance(image, str) else (image or {}).get("url", ""))
 
 
 def data_url(url: str) -> tuple[str, str] | None:

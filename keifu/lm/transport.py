@@ -180,9 +180,10 @@ class Transport:
         return RemoteError(message, status=status or None, code=code)
 
     async def aclose(self) -> None:
-        """Close every connection."""
-        if self._client is not None:
-            await self._client.aclose()
+        """Close every connection; the next request opens new ones."""
+        client, self._client = self._client, None
+        if client is not None:
+            await client.aclose()
 
     @property
     def _host(self) -> str:

@@ -148,6 +148,15 @@ def test_only_what_was_asked_is_sent_and_nothing_is_dropped(
         lm.chat([{"role": "robot", "content": ""}])
     with pytest.raises(KeifuError, match="no message"):
         lm.chat([])
+    for content, message in (
+        (5, "a text or a list of parts"),
+        (["text"], "a text or a list of parts"),
+        ([{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}], "no image address"),
+        ([{"type": "image_url"}], "no image address"),
+        ([{"type": "image_url", "image_url": "data:image/png;base64,A"}], "no base64"),
+    ):
+        with pytest.raises(KeifuError, match=message):
+            lm.chat([{"role": "user", "content": content}])
     monkeypatch.setattr(OpenAILM, "vendor_url", f"{server.url}/v1")
     vendor = load("openai:gpt-4o", api_key="k")
     for bad in ({"top_k": 5}, {"min_p": 0.5}, {"continue_final": True}):

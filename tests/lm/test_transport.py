@@ -224,6 +224,18 @@ def test_cancel_before_the_first_byte(server: FakeServer) -> None:
     assert [c.finish for c in result.choices] == ["cancelled", "cancelled"]
 
 
+def test_close_ends_what_runs_and_can_be_followed_by_more(server: FakeServer) -> None:
+    server.say(server.stream([sse(chunk("a"))] * 1000, pause=0.02))
+    lm = model(server)
+    stream = lm.chat_stream(ASK)
+    assert next(iter(stream)).text == "a"
+    lm.close()
+    assert stream.result().finish == "cancelled"
+    assert server.disconnected.wait(2)
+    server.say(server.sse(chunk("ok", "stop"), done=True))
+    assert lm.chat(ASK).text == "ok"
+
+
 def test_many_at_once_from_async_code(server: FakeServer) -> None:
     server.say(server.sse(chunk("ok", "stop"), done=True))
     lm = model(server)
