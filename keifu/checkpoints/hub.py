@@ -92,37 +92,45 @@ def fetch(ref: str, announce: Callable[[str | None, int, Path], None]) -> Path:
         raise KeifuError(f"{ref} is not in {cache_root()}, and HF_HUB_OFFLINE is set")
     if not find_spec("huggingface_hub"):
         raise KeifuError(f"fetching {ref} needs the hub's library: pip install 'keifu[hub]'")
-    import httpx
     import huggingface_hub
     from huggingface_hub import constants
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     _probe(constants.ENDPOINT, ref)
-    revision = match["revision"] or "main"
+    repository, revision = match["repo"], match["revision"] or "main"
     try:
         info = huggingface_hub.HfApi().model_info(
-            match["repo"], revision=revision, files_metadata=True, timeout=10
+            repository, revision=revision, files_metadata=True, timeout=10
         )
-        sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
-        names = _chosen(ref, list(sizes), match["file"])
-        root = cache_root()
+    except Exception as failed:  # requests, httpx or httpx2, as the library's version has it
+        raise _refused(ref, failed) from failed
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
+    names = _chosen(ref, list(sizes), match["file"])
+    size = sum(sizes[name] for name in names)
+    root = cache_root()
+    announce(info.card_data.license if info.card_data else None, size, root)
+    try:
         root.mkdir(parents=True, exist_ok=True)
-        size = sum(sizes[name] for name in names)
-        announce(info.card_data.license if info.card_data else None, size, root)
         check_room(root, size)
         huggingface_hub.snapshot_download(
-            match["repo"], revision=revision, allow_patterns=names, etag_timeout=5, cache_dir=root
+            repository, revision=revision, allow_patterns=names, etag_timeout=10, cache_dir=root
         )
-    except (HfHubHTTPError, LocalEntryNotFoundError, httpx.HTTPError, OSError) as failed:
-        said = str(failed).strip().splitlines() or [type(failed).__name__]
-        raise KeifuError(
-            f"cannot fetch {ref} from the hub: {said[0][:300]} (check the name, the network, and "
-            "for a gated model HF_TOKEN)"
-        ) from failed
+    except KeifuError:
+        raise
+    except Exception as failed:
+        raise _refused(ref, failed) from failed
     found = find(ref)
     if not found:
         raise KeifuError(f"{ref} was fetched but has no whole model: {', '.join(names)[:300]}")
     return found
+
+
+def _refused(ref: str, failed: Exception) -> KeifuError:
+    """What the hub's library said, in one line."""
+    said = str(failed).strip().splitlines() or [type(failed).__name__]
+    return KeifuError(
+        f"cannot fetch {ref} from the hub: {said[0][:300]} (check the name, the network, and for a "
+        "gated model HF_TOKEN)"
+    )
 
 
 def _chosen(ref: str, names: list[str], file: str | None) -> list[str]:
