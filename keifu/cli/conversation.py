@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -29,7 +28,7 @@ _FOLDER = "conversations"
 class Conversation:
     """What was said, by whom, to which model. A model without a template only has texts."""
 
-    id: str = field(default_factory=lambda: time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(2))
+    id: str = field(default_factory=lambda: time.strftime("%Y%m%d-%H%M%S-") + os.urandom(2).hex())
     model: str
     system: str | None = None
     messages: list[dict[str, str]] = field(default_factory=list)
@@ -108,7 +107,7 @@ def saved() -> list[Path]:
     found = []
     for root in (data_folder(), fallback_folder()):
         folder = root / _FOLDER
-        if folder.is_dir() and is_own(root):
+        if folder.is_dir() and (root != fallback_folder() or is_own(root)):
             found += [p for p in folder.glob("*.json") if _NAME.fullmatch(p.stem)]
     return sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.stem), reverse=True)
 

@@ -15,6 +15,7 @@ the dataclass itself. Built on click; typer does the same at 0.2 s a start.
 from __future__ import annotations
 
 import inspect
+import os
 import types
 import typing
 from collections.abc import Callable
@@ -78,7 +79,19 @@ class _Kind:
     multiple: bool
 
 
-class _Lazy(click.Option):
+class _Told(click.Option):
+    """An option whose refusal names the variable that the value came from."""
+
+    def get_error_hint(self, ctx: click.Context | None) -> str:
+        hint = super().get_error_hint(ctx)
+        source = ctx and self.name and ctx.get_parameter_source(self.name)
+        if source == click.core.ParameterSource.ENVIRONMENT:
+            (name, *_) = [v for v in self.envvar or () if os.environ.get(v)]
+            return f"{hint} ({name})"
+        return hint
+
+
+class _Lazy(_Told):
     """An option of a dataclass field, whose help is read from the source when it is shown."""
 
     owner: type
@@ -127,6 +140,12 @@ def command_from(function: Callable[..., Any], verb: str) -> click.Command:
     return click.Command(verb, settings, call, params, help=text)
 
 
+def key(option: click.Option) -> str:
+    """What the config file and the variables call an option: its first long flag, with `_`."""
+    long = next(flag for flag in option.opts if flag.startswith("--"))
+    return long[2:].replace("-", "_")
+
+
 def variables(verb: str, name: str) -> list[str]:
     """The environment variables that set an option, the one that wins first."""
     own = f"KEIFU_{verb}_{name}".upper().replace("-", "_").replace(" ", "_")
@@ -135,14 +154,12 @@ def variables(verb: str, name: str) -> list[str]:
 
 def _argument(parameter: inspect.Parameter, hint: Any, mark: Argument) -> click.Argument:
     kind = _kind(hint)
-    required = parameter.default is parameter.empty
     return click.Argument(
         [parameter.name],
         type=_type(kind.base, None, None),
         nargs=-1 if kind.multiple else 1,
-        required=required,
-        default=None if required or kind.multiple else parameter.default,
         metavar=mark.metavar,
+        **_default(parameter),
     )
 
 
@@ -156,19 +173,27 @@ def _option(parameter: inspect.Parameter, hint: Any, mark: Option, verb: str) ->
         more = {"is_flag": True}
         if not any("/" in name for name in names) and parameter.default:
             names = tuple(f"{n}/--no-{n[2:]}" if n.startswith("--") else n for n in names)
-    return click.Option(
+    option = _Told(
         [*names, parameter.name],
         type=None if kind.base is bool else _type(kind.base, mark.min, mark.max),
         multiple=kind.multiple,
-        required=parameter.default is parameter.empty,
-        default=None if parameter.default is parameter.empty else parameter.default,
         show_default=parameter.default not in (None, (), False, ""),
         help=mark.help,
         metavar=mark.metavar,
         hidden=mark.hidden,
-        envvar=variables(verb, parameter.name) if not kind.multiple else None,
+        **_default(parameter),
         **more,
     )
+    if not kind.multiple:
+        option.envvar = variables(verb, key(option))
+    return option
+
+
+def _default(parameter: inspect.Parameter) -> dict[str, Any]:
+    """What click is told of a default: to click even None is one, so a required one has no word."""
+    if parameter.default is parameter.empty:
+        return {"required": True}
+    return {"required": False, "default": parameter.default}
 
 
 def _field(cls: type, name: str, verb: str, partial: bool) -> click.Option:

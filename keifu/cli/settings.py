@@ -22,7 +22,7 @@ from typing import Any
 
 import click
 
-from keifu.cli.options import SHARED
+from keifu.cli.options import SHARED, key
 from keifu.core.errors import ConfigError, nearest
 
 _MOST_BYTES = 1 << 20
@@ -68,31 +68,32 @@ def read_config(verbs: Iterable[str]) -> Mapping[str, Any]:
     except (OSError, UnicodeDecodeError) as wrong:
         raise ConfigError(f"{path}: cannot be read: {wrong}") from None
     raw = _parse(path, text)
-    keys = {str(key).replace("-", "_"): value for key, value in raw.items()}
+    keys = {str(name).replace("-", "_"): value for name, value in raw.items()}
     known = {verb.replace("-", "_") for verb in verbs}
-    strange = [key for key in keys if key not in SHARED | known]
+    strange = [name for name in keys if name not in SHARED | known]
     if strange:
         raise ConfigError(f"{path}: {_strange(strange, SHARED | known)}")
-    for key in known & keys.keys():
-        if not isinstance(keys[key], dict):
-            raise ConfigError(f"{path}: {key}: expected a section of options, got {keys[key]!r}")
+    for name in known & keys.keys():
+        if not isinstance(keys[name], dict):
+            raise ConfigError(f"{path}: {name}: expected a section of options, got {keys[name]!r}")
     return keys
 
 
 def defaults(command: click.Command, config: Mapping[str, Any]) -> dict[str, Any]:
     """What the config file sets for one verb, checked and converted. Raises ConfigError."""
     verb = str(command.name).replace("-", "_")
-    options = {str(p.name): p for p in command.params if isinstance(p, click.Option)}
+    options = {key(p): p for p in command.params if isinstance(p, click.Option)}
     section = {str(k).replace("-", "_"): v for k, v in config.get(verb, {}).items()}
-    strange = [key for key in section if key not in options]
+    strange = [name for name in section if name not in options]
     if strange:
         raise ConfigError(f"{config_path()}: {verb}: {_strange(strange, options)}")
-    shared = {key: value for key, value in config.items() if key in SHARED and key in options}
+    shared = {name: value for name, value in config.items() if name in SHARED & options.keys()}
     context = click.Context(command)
-    return {
-        key: _convert(options[key], value, f"{verb}.{key}" if key in section else key, context)
-        for key, value in {**shared, **section}.items()
-    }
+    found = {}
+    for name, value in {**shared, **section}.items():
+        place = f"{verb}.{name}" if name in section else name
+        found[str(options[name].name)] = _convert(options[name], value, place, context)
+    return found
 
 
 def check_environment(command: click.Command, verbs: Iterable[str]) -> None:
@@ -135,18 +136,18 @@ def _no_duplicates(path: Path, node: Any, mapping: type) -> None:
     if not isinstance(node, mapping):
         return
     seen: set[str] = set()
-    for key, value in node.value:  # type: ignore[attr-defined]
-        name = str(key.value).replace("-", "_")
+    for word, value in node.value:  # type: ignore[attr-defined]
+        name = str(word.value).replace("-", "_")
         if name in seen:
-            raise ConfigError(f"{path}: line {key.start_mark.line + 1}: {name} is set twice")
+            raise ConfigError(f"{path}: line {word.start_mark.line + 1}: {name} is set twice")
         seen.add(name)
         _no_duplicates(path, value, mapping)
 
 
-def _convert(option: click.Option, value: Any, key: str, context: click.Context) -> Any:
+def _convert(option: click.Option, value: Any, place: str, context: click.Context) -> Any:
     """A YAML value through the option's own type, so that file and flag refuse alike."""
     if isinstance(value, dict) or (isinstance(value, list) and not option.multiple):
-        raise ConfigError(f"{config_path()}: {key}: expected one value, got {value!r}")
+        raise ConfigError(f"{config_path()}: {place}: expected one value, got {value!r}")
     if isinstance(value, list):
         text: Any = [str(item) for item in value]
     else:
@@ -154,7 +155,7 @@ def _convert(option: click.Option, value: Any, key: str, context: click.Context)
     try:
         return option.type_cast_value(context, text)
     except click.BadParameter as wrong:
-        raise ConfigError(f"{config_path()}: {key}: {wrong.message}") from None
+        raise ConfigError(f"{config_path()}: {place}: {wrong.message}") from None
 
 
 def _strange(names: list[str], known: Iterable[str]) -> str:

@@ -69,4 +69,7 @@ def load(name: str, **options: Any) -> ScriptedLM:
 if __name__ == "__main__":
     keifu.lm.load = load
     model.find = lambda options, quiet=False: None
-    sys.exit(main())
+    code = main()
+    if os.environ.get("DRIVER_MODULES"):
+        print(*sys.modules, file=sys.stderr)
+    sys.exit(code)
