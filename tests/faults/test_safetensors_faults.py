@@ -271,6 +271,7 @@ class Canary:
         return os.system, (f"touch {self.path}",)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("allow", [False, True])
 @pytest.mark.parametrize("zipped", [False, True])
 def test_a_pickle_that_runs_code_is_never_run(tmp_path: Path, allow: bool, zipped: bool) -> None:
