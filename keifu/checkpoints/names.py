@@ -4,7 +4,9 @@ One table serves loading, saving, GGUF, merging and adapters. A rule is a pair o
 
     {i}        a number, the same on both sides
     {p}        "weight" or "bias", the same on both sides
-    {q,k,v}    on their side: several tensors that are the named rows of our one matrix
+    {q,k,v}    on their side: several tensors that are the named rows of our one matrix,
+               or, where the names are numbers, its entries one after another;
+               {gate=w2,up=w1} where they call the rows something else
 """
 
 from __future__ import annotations
@@ -60,6 +62,24 @@ class Shift:
     def save(self, value: Value) -> Value:
         """Add."""
         return _dense(value) + self.by
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """Their tensor is one entry of ours along a new first dimension (experts, norms of heads)."""
+
+    def load(self, value: Value) -> Value:
+        """(...) -> (1, ...), to be joined with its siblings."""
+        return _dense(value)[None]
+
+    def save(self, value: Value) -> Value:
+        """(1, ...) -> (...)."""
+        return _dense(value)[0]
+
+
+def numbered(count: int) -> str:
+    """The pattern of `count` numbered siblings that are one parameter of ours: {0,1,2}."""
+    return "{" + ",".join(map(str, range(count))) + "}" if count > 1 else "0"
 
 
 @dataclass(frozen=True)
@@ -133,10 +153,11 @@ class Rule:
         theirs = self.theirs
         for key, value in found.groupdict().items():
             theirs = theirs.replace("{" + key + "}", value)
-        several = re.search(r"\{(\w+(?:,\w+)+)\}", theirs)
+        several = _SEVERAL.search(theirs)
         if several is None:
             return [("", theirs)]
-        return [(k, theirs.replace(several.group(0), k)) for k in several.group(1).split(",")]
+        found_pairs = [part.partition("=") for part in several.group(1).split(",")]
+        return [(k, theirs.replace(several.group(0), name or k)) for k, _, name in found_pairs]
 
     def load(self, piece: str, value: Value) -> Value:
         """One tensor of theirs in our layout."""
@@ -151,6 +172,9 @@ class Rule:
         for transform in reversed(self.transforms):
             value = transform.save(value)
         return self.pieces[piece].save(value) if piece in self.pieces else value
+
+
+_SEVERAL = re.compile(r"\{(\w+(?:=\w+)?(?:,\w+(?:=\w+)?)+)\}")
 
 
 def _pattern(text: str) -> re.Pattern[str]:

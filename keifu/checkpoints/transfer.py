@@ -147,7 +147,9 @@ def _piece(model: nn.Module, ours: str, rule: Rule, piece: str) -> Value:
     path, _, leaf = ours.rpartition(".")
     owner = model.get_submodule(path)
     start, stop = 0, None
-    if piece:
+    if piece.isdigit():
+        start, stop = int(piece), int(piece) + 1
+    elif piece:
         if not isinstance(owner, Linear) or piece not in owner.rows:
             raise KeyError(f"{ours} has no rows named {piece!r}")
         for name, rows in owner.rows.items():

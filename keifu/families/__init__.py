@@ -19,6 +19,11 @@ ARCHITECTURES = {
     "Qwen2ForCausalLM": "qwen2",
     "GemmaForCausalLM": "gemma",
     "Gemma2ForCausalLM": "gemma2",
+    "Gemma3ForCausalLM": "gemma3",
+    "Phi3ForCausalLM": "phi3",
+    "QWenLMHeadModel": "qwen",
+    "Qwen3ForCausalLM": "qwen3",
+    "StableLmForCausalLM": "stablelm",
 }
 """`architectures` of published configs -> family."""
 

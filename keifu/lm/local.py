@@ -221,7 +221,7 @@ def load_local(
     if template is not None:
         from keifu.text.chat_formats import chat_format
 
-        tokenizer = tokenizer.with_template(chat_format(template).jinja)
+        tokenizer = tokenizer.with_template(chat_format(template).jinja())
     where = device or "cpu"
     model = build_model(
         checkpoint, precision=precision, device=where, allow_nonfinite=allow_nonfinite

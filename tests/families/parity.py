@@ -130,10 +130,12 @@ def same_greedy(ours: StackModule, theirs: Any, vocab: int, new: int = 12) -> No
     assert greedy(ours, prompt[0].tolist(), new) == said[0, prompt.shape[1] :].tolist()
 
 
-def export(family: Family, model: StackModule, folder: Path) -> Path:
-    """Write a model as a Hugging Face folder."""
+def export(
+    family: Family, model: StackModule, folder: Path, ids: Mapping[str, Any] | None = None
+) -> Path:
+    """Write a model as a Hugging Face folder; `ids` are the tokenizer's (pad_token_id ...)."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(family.to_hf()))
+    (folder / "config.json").write_text(json.dumps({**(ids or {}), **family.to_hf()}))
     pairs = [(n, t) for n, t in empty(model, family.names()) if isinstance(t, Tensor)]
     write_safetensors(folder, [Planned.of(n, t.contiguous()) for n, t in pairs])
     return folder
@@ -156,7 +158,7 @@ def both_ways(
     same_logits(ours, theirs, ids, padded=not by_length)
     if not by_length:
         same_greedy(ours, theirs, theirs.config.vocab_size)
-    export(family, ours, folder)
+    export(family, ours, folder, {k: v for k, v in config.items() if k.endswith("_token_id")})
     again = type(theirs).from_pretrained(folder, dtype=torch.float32).eval()
     torch.testing.assert_close(again(ids).logits, theirs(ids).logits, atol=1e-6, rtol=1e-6)
     read = open_checkpoint(folder)
