@@ -19,7 +19,7 @@ from torch import Tensor
 
 from keifu.core.errors import ContextLengthError, KeifuError
 from keifu.inference.beam import Beams
-from keifu.inference.request import Delta, Sampling
+from keifu.inference.request import Delta, ParameterError, Sampling
 from keifu.inference.runner import Runner, TorchRunner, step_of
 from keifu.inference.sequence import Job, named, prompt_report
 from keifu.inference.sequence import Sequence as Output
@@ -129,6 +129,9 @@ class Engine:
         wrong = [t for t in tokens if not 0 <= t < vocab]
         if wrong:
             raise KeifuError(f"token id {wrong[0]} is not in the vocabulary of {vocab}")
+        for name, ids in (("logit_bias", sampling.logit_bias), ("stop_ids", sampling.stop_ids)):
+            if wrong := [t for t in ids if not 0 <= t < vocab]:
+                raise ParameterError(name, wrong[0], f"token ids from 0 to {vocab - 1}")
         wanted = sampling.max_tokens if sampling.max_tokens is not None else 1
         if len(tokens) + wanted > self.context:
             raise ContextLengthError(len(tokens), self.context, sampling.max_tokens or 0)

@@ -73,7 +73,7 @@ class Post(Generic[B]):
             headers["x-ignored-params"] = ", ".join(map(header_word, call.ignored[:50]))
 
         def explain(error: BaseException) -> tuple[int, dict[str, Any]]:
-            return render(translate(error, call.id), scope["path"])
+            return render(translate(error, call.id, scope["path"]), scope["path"])
 
         try:
             async with (

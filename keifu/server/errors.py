@@ -69,15 +69,20 @@ def shown(name: str, length: int = 80) -> str:
     return ascii(text) if not text.isprintable() else repr(text)
 
 
-def translate(error: BaseException, request_id: str) -> ApiError:
+PROMPT_FIELDS = {"/v1/completions": "prompt", "/v1/embeddings": "input"}
+
+
+def translate(error: BaseException, request_id: str, path: str) -> ApiError:
     """The API's answer for anything raised; what is not the user's to mend is a bug (500)."""
     match error:
         case ApiError():
             return error
         case ContextLengthError():
-            return bad(str(error), "messages", "context_length_exceeded")
+            field = PROMPT_FIELDS.get(path, "messages")
+            return bad(str(error), field, "context_length_exceeded")
         case ParameterError():
-            return bad(str(error), error.parameter)
+            name = "stop_token_ids" if error.parameter == "stop_ids" else error.parameter
+            return bad(str(error).replace(error.parameter, name, 1), name)
         case KeifuError():
             return bad(str(error))
         case HTTPException(status_code=404):

@@ -68,7 +68,7 @@ class Guard:
             else:
                 await self._app(scope, receive, wrapped)
         except Exception as raised:
-            error = translate(raised, request_id)
+            error = translate(raised, request_id, scope["path"])
             if not status:
                 code, body = render(error, scope["path"])
                 answer = JSONResponse(body, status_code=code, headers=error.headers())

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.server.harness import FakeLM, running
+import keifu.lm
+from keifu.lm.base import LM
+from tests.server.harness import FakeLM, Running, running
 
 ROWS = [
     {"question": "The sky is", "choices": [" blue", " green", " made of cheese"], "answer": 0},
@@ -34,40 +36,37 @@ metric_list:
 """
 
 
-@pytest.mark.parametrize("batch", [1, 3])
-def test_lm_eval_local_completions(
-    tmp_path: Path, batch: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+
+
+def same_scores(house: Running, lm: LM, folder: Path, batch: int) -> None:
+    """Run lm_eval on the task against the server, and compare each score with the model's own."""
     import lm_eval
     from lm_eval.tasks import TaskManager
 
-    data = tmp_path / "mini.jsonl"
+    data = folder / "mini.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
-    (tmp_path / "mini.yaml").write_text(TASK.format(file=data), encoding="utf-8")
-    with running() as house:
-        result = lm_eval.simple_evaluate(
-            model="local-completions",
-            model_args={
-                "model": "fake",
-                "base_url": f"{house.url}/v1/completions",
-                "tokenizer_backend": "auto",
-                "max_retries": 1,
-            },
-            tasks=["mini"],
-            task_manager=TaskManager(include_path=str(tmp_path), include_defaults=False),
-            batch_size=batch,
-            log_samples=True,
-            bootstrap_iters=0,
-        )
-        asked = [seen["prompt"] for seen in house.lm().seen]
-    assert all(isinstance(prompt, list) for prompt in asked)  # ids: the tokenizer was found
-    lm = FakeLM()
+    (folder / "mini.yaml").write_text(TASK.format(file=data), encoding="utf-8")
+    result = lm_eval.simple_evaluate(
+        model="local-completions",
+        model_args={
+            "model": "fake",
+            "base_url": f"{house.url}/v1/completions",
+            "tokenizer_backend": "auto",
+            "max_retries": 1,
+        },
+        tasks=["mini"],
+        task_manager=TaskManager(include_path=str(folder), include_defaults=False),
+        batch_size=batch,
+        log_samples=True,
+        bootstrap_iters=0,
+    )
     hits = 0
     for sample in result["samples"]["mini"]:
         row = ROWS[sample["doc_id"]]
-        # No begin token is put before ids, so the first byte is what the second is given.
         scores = [lm.score(row["question"], choice) for choice in row["choices"]]
         for got, want in zip(sample["filtered_resps"], scores, strict=True):
             assert float(got[0]) == pytest.approx(want.total, abs=1e-6)
@@ -75,3 +74,20 @@ def test_lm_eval_local_completions(
         totals = [score.total for score in scores]
         hits += totals.index(max(totals)) == row["answer"]
     assert result["results"]["mini"]["acc,none"] == hits / len(ROWS)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_small_model(offline: None, tmp_path: Path, batch: int) -> None:
+    with running() as house:
+        same_scores(house, FakeLM(), tmp_path, batch)
+        asked = [seen["prompt"] for seen in house.lm().seen]
+    assert all(isinstance(prompt, list) for prompt in asked)  # ids: the tokenizer was found
+
+
+def test_the_default_model(offline: None, tmp_path: Path, smollm2: Path) -> None:
+    lm = keifu.lm.load(str(smollm2), ctx=256, threads=2)
+    try:
+        with running(lambda source: lm) as house:
+            same_scores(house, lm, tmp_path, 1)
+    finally:
+        lm.close()
