@@ -47,9 +47,9 @@ def _help(session: Session, rest: str) -> None:
     rows = [[f"/{name} {c.takes}".strip(), c.help] for name, c in COMMANDS.items()]
     note(table(["command", "what it does"], rows))
     note(
-        "\n@file attaches a text file (@@ is a plain @). Alt-Enter, a backslash at the end, or"
-        '\n""" around it make a message of several lines. Ctrl-C stops an answer; again, or'
-        "\nCtrl-D, leaves."
+        "\n@file attaches a text file (@@ is a plain @). For a message of several lines:"
+        '\nAlt-Enter, a backslash at the end of the line, or """ around the message.'
+        "\nCtrl-C stops an answer; again, or Ctrl-D, leaves."
     )
 
 
