@@ -146,7 +146,9 @@ def _open_parts(path: Path) -> list[tuple[Tensor, Header]]:
         part = _map(file, i)
         said = [part[1].metadata.get(key) for key in ("split.no", "split.count")]
         if said != [i, count]:
-            raise FormatError(f"{file}: split.no and split.count are {str(said):.80}, not {[i, count]}")
+            raise FormatError(
+                f"{file}: split.no and split.count are {said!s:.80}, not {[i, count]}"
+            )
         parts.append(part)
     total = parts[0][1].metadata.get("split.tensors.count")
     held = sum(len(header.tensors) for _, header in parts)

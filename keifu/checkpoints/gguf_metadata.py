@@ -85,13 +85,14 @@ class Metadata(Mapping[str, Any]):
         return {key: Value(self._leaf(key), self[key]) for key in self}
 
     def _leaf(self, key: str) -> str:
+        """The kind of a value, or of the innermost elements of an array (any, if it has none)."""
         kind, value = self._entries[key]
         while kind == ARRAY:
             kind = value.kind
-            if kind == ARRAY:
+            if kind == ARRAY and not value.count:
+                kind = 0
+            elif kind == ARRAY:
                 element, count = struct.unpack_from("<IQ", self._data, value.at)
-                if not value.count:
-                    return KINDS[0]
                 value = Array(element, count, value.at + 12)
         return KINDS[kind]
 

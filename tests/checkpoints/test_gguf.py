@@ -10,7 +10,6 @@ import time
 import warnings
 from pathlib import Path
 
-import gguf_builder as build
 import numpy as np
 import pytest
 import torch
@@ -23,6 +22,7 @@ from keifu.checkpoints.gguf_metadata import KINDS
 from keifu.checkpoints.names import Value as TensorValue
 from keifu.core.errors import FormatError, KeifuError
 from keifu.nn.kernels.formats import FORMATS, Packed
+from tests import gguf_builder as build
 
 
 def saved(tmp_path: Path, content: bytes, name: str = "m.gguf") -> Path:
@@ -369,6 +369,17 @@ def test_llama_cpp_loads_what_we_write(tmp_path):
         model = llama_cpp.Llama(str(tmp_path / f"{name}.gguf"), n_ctx=64, verbose=False)
         said.append(model("hello", max_tokens=8, temperature=0)["choices"][0]["text"])
     assert said[0] == said[1] == said[2]
+
+
+def test_nested_arrays(tmp_path):
+    """Lists of lists, also empty ones at the very end of the file, are read and written again."""
+    inner = [build.array(5, [1, 2]), build.array(5, [3])]
+    keys = [build.key("rows", 9, build.array(9, inner)), build.key("none", 9, build.array(9, []))]
+    file = GGUFFile(saved(tmp_path, build.build(keys, alignment=1)))
+    assert {**file.metadata} == {"rows": [[1, 2], [3]], "none": []}
+    assert file.metadata.typed()["rows"] == Value("i32", [[1, 2], [3]])
+    write_gguf(tmp_path / "again.gguf", file.metadata, [])
+    assert {**GGUFFile(tmp_path / "again.gguf").metadata} == {**file.metadata}
 
 
 def test_metadata_is_a_mapping(tmp_path):

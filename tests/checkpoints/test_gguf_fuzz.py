@@ -9,7 +9,6 @@ import time
 import tracemalloc
 from pathlib import Path
 
-import gguf_builder as build
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -17,11 +16,12 @@ from hypothesis import strategies as st
 from keifu.checkpoints.gguf import GGUFFile, write_gguf
 from keifu.core.errors import FormatError, KeifuError
 from keifu.nn.kernels.formats import Packed
+from tests import gguf_builder as build
 
 SEED = build.tiny_llama()
 HEADER = len(SEED) - sum(len(t[2]) + -len(t[2]) % 32 for t in build.tiny_llama_tensors().values())
 QUICK = settings(
-    deadline=1000, max_examples=300, suppress_health_check=list(HealthCheck), database=None
+    deadline=None, max_examples=300, suppress_health_check=list(HealthCheck), database=None
 )
 ODD = st.sampled_from(
     [0, 1, 2, 4, 9, 31, 32, 255, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**33, 2**60, 2**63, 2**64 - 1]
@@ -42,7 +42,7 @@ def survives(path: Path, content: bytes, size: int | None = None, seconds: float
     if size:
         os.truncate(path, size)
     tracemalloc.start()
-    start = time.perf_counter()
+    start = time.process_time()  # not the wall: the machine may be busy
     said = None
     try:
         with GGUFFile(path) as file:
@@ -52,7 +52,7 @@ def survives(path: Path, content: bytes, size: int | None = None, seconds: float
         said = str(refused)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert time.perf_counter() - start < seconds
+    assert time.process_time() - start < seconds
     assert peak < (1 << 20) + 100 * len(content)
     assert said is None or (said.startswith(str(path)) and "\n" not in said and len(said) < 1000)
     if said is None and not size:
