@@ -58,7 +58,7 @@ class Engine:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         end_ids: Sequence[int] = (),
-        runners: Callable[[StackModule, StatePool], list[Runner]] | None = None,
+        runners: Callable[[StackModule, StatePool, int], tuple[list[Runner], str]] | None = None,
     ) -> None:
         self.model, self.tokenizer, self.parallel = model, tokenizer, parallel
         self.device, self.end_ids = torch.device(device), frozenset(end_ids)
@@ -68,7 +68,10 @@ class Engine:
         self.pool = StatePool(entries, budget=budget, slots=slots, dtype=dtype, device=device)
         self.context = min(context, self.pool.capacity)
         plain: Runner = TorchRunner(model, self.pool)
-        self.runners = [*(runners(model, self.pool) if runners else []), plain]
+        fast, self.why_plain = [], "not asked for"
+        if runners is not None:
+            fast, self.why_plain = runners(model, self.pool, self.context)
+        self.runners = [*fast, plain]
         self._waiting: deque[Output] = deque()
         self._running: list[Output] = []
         self._beams: list[Beams] = []

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from keifu.nn.kernels import products
 from keifu.nn.kernels.formats import Packed
+from keifu.nn.kernels.tiles import Tiled
 from keifu.nn.part import parameter
 
 
@@ -35,6 +36,8 @@ class Weight(nn.Module):
         self.outputs, self.inputs = outputs, inputs
         self.weight = parameter(outputs, inputs)
         self.pieces: tuple[Packed, ...] = ()
+        self.tiles: tuple[Tiled, ...] = ()
+        """The same rows laid out for native kernels, once a plan has asked for them."""
 
     def pack(self, pieces: Sequence[Packed]) -> None:
         """Hold packed rows instead of the dense parameter."""
@@ -48,14 +51,13 @@ class Weight(nn.Module):
         """The whole matrix (outputs, inputs), decoded if it is packed."""
         if self.weight is not None:
             return self.weight.to(dtype)
-        return torch.cat([products.decode(p, dtype) for p in self.pieces])
+        return products.decode(self.pieces, self.tiles, dtype)
 
     def project(self, x: Tensor) -> Tensor:
         """x (..., inputs) @ matrix.T -> (..., outputs) in x's dtype."""
         if self.weight is not None:
             return products.dense(x, self.weight)
-        outs = [products.packed(x, piece) for piece in self.pieces]
-        return outs[0] if len(outs) == 1 else torch.cat(outs, dim=-1)
+        return products.packed(x, self.pieces, self.tiles)
 
 
 class Linear(Weight):

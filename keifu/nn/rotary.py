@@ -183,12 +183,13 @@ class Rotary(Position):
 
     def _make(self, step: Step) -> tuple[Tensor, Tensor]:
         if self.scaling.by_length and len(set(step.limits)) > 1:
-            rows = [self._at(step.positions[step.span(r)], n) for r, n in enumerate(step.limits)]
+            rows = [self.at(step.positions[step.span(r)], n) for r, n in enumerate(step.limits)]
             cos, sin = zip(*rows, strict=True)
             return torch.cat(cos), torch.cat(sin)
-        return self._at(step.positions, step.limits[0] if step.limits else 0)
+        return self.at(step.positions, step.limits[0] if step.limits else 0)
 
-    def _at(self, positions: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    def at(self, positions: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        """cos and sin (n, width / 2) of positions (n,) in a request that may reach `length`."""
         turn, factor = self.scaling.frequencies(self.width, self.base, length)
         angle = positions.float()[:, None] * turn.to(positions.device)
         return angle.cos() * factor, angle.sin() * factor

@@ -130,6 +130,10 @@ class StatePool:
     def _token_bytes(self, members: list[tuple[int, str, PerToken]]) -> int:
         return sum(math.prod(e.shape) for _, _, e in members) * self.dtype.itemsize
 
+    def group_of(self, use: int, name: str) -> int:
+        """Which group of pages holds a per-token entry of a use."""
+        return self._where[use, name]
+
     @property
     def token_bytes(self) -> int:
         """Bytes that one more token of one request takes."""

@@ -1,21 +1,31 @@
-"""Products with dense and packed weights: how many rows, which format, which device.
+"""Products with dense and packed weights in PyTorch: one matrix product for many tokens.
 
-Many tokens: a packed weight is expanded to bf16 for the moment of one matrix product. Few tokens:
-native kernels, where this machine has them, through `inference`'s plans.
+A packed weight is expanded for the moment of the product, by native kernels where it is tiled for
+them. Steps of few tokens do not come here: they run on a tape (`inference.plans`).
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from keifu.nn.kernels import tiles
 from keifu.nn.kernels.formats import Packed
 
 
-def decode(piece: Packed, dtype: torch.dtype) -> Tensor:
-    """A packed matrix as a dense one (rows, cols)."""
-    return piece.dequantize(dtype)
+def decode(pieces: Sequence[Packed], tiled: Sequence[tiles.Tiled], dtype: torch.dtype) -> Tensor:
+    """Packed pieces, stacked by rows, as one dense matrix (rows, cols)."""
+    if not tiled or dtype not in (torch.float32, torch.bfloat16):
+        dense = [p.dequantize(dtype) for p in pieces]
+        return dense[0] if len(dense) == 1 else torch.cat(dense)
+    rows = [t.rows for t in tiled]
+    out = torch.empty(sum(rows), tiled[0].cols, dtype=dtype)
+    for piece, part in zip(tiled, out.split(rows), strict=True):
+        tiles.dequantize(piece, part)
+    return out
 
 
 def dense(x: Tensor, weight: Tensor) -> Tensor:
@@ -25,6 +35,6 @@ def dense(x: Tensor, weight: Tensor) -> Tensor:
     return F.linear(x.to(weight.dtype), weight).to(x.dtype)
 
 
-def packed(x: Tensor, piece: Packed) -> Tensor:
-    """x (..., inputs) @ piece.T with bf16 products, returned in x's dtype."""
-    return dense(x, decode(piece, torch.bfloat16))
+def packed(x: Tensor, pieces: Sequence[Packed], tiled: Sequence[tiles.Tiled]) -> Tensor:
+    """x (..., inputs) @ the pieces' rows.T with bf16 products, returned in x's dtype."""
+    return dense(x, decode(pieces, tiled, torch.bfloat16))
