@@ -58,13 +58,15 @@ def read_config(verbs: Iterable[str]) -> Mapping[str, Any]:
     """
     path = config_path()
     try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise ConfigError(f"{path}: larger than {_MOST_BYTES} bytes: not a config file")
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+        size = path.stat().st_size
+    except OSError:  # not there, or in a folder that this user may not even look into
         if os.environ.get("KEIFU_CONFIG"):
             raise ConfigError(f"KEIFU_CONFIG: there is no file {path}") from None
         return {}
+    try:
+        if size > _MOST_BYTES:
+            raise ConfigError(f"{path}: larger than {_MOST_BYTES} bytes: not a config file")
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as wrong:
         raise ConfigError(f"{path}: cannot be read: {wrong}") from None
     raw = _parse(path, text)
