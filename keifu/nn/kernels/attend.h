@@ -4,7 +4,7 @@
  * sum and its weighted values in `partial`, and `merge` puts a row's spans together in order. A
  * span goes through its slots in chunks: scores of all heads that share the keys, then values. */
 
-enum { HEADS = 4 /* query heads that share one walk through keys and values */ };
+enum { HEADS = 4 /* query heads that share one walk through keys and values */, AHEAD = 16 /* slots */ };
 
 /* Keys and values are read 2 * LANES elements at a time. In bfloat16 the two vectors that come out
  * hold the even and the odd elements; queries and sums are kept in the same order. */
@@ -22,42 +22,58 @@ INLINE void load_pair(const int wide, const uint8_t *at, int left, vf *a, vf *b)
     *a = (vf)(bits << 16), *b = (vf)(bits & 0xffff0000);
 }
 
-/* Where element i of a head lies among the vectors that load_pair makes. */
-INLINE int paired(int wide, int i)
+/* A head (width) times `scale` in the order of load_pair (line), zeros behind it. */
+INLINE void to_pairs(int wide, const float *in, int width, float scale, int line, float *out)
 {
-    if (wide) return i;
-    int at = i % (2 * LANES);
-    return i - at + at / 2 + at % 2 * LANES;
+    memset(out, 0, line * sizeof(float));
+    int whole = wide ? 0 : width / (2 * LANES) * 2 * LANES;
+    for (int p = 0; p < whole; p += 2 * LANES) {
+        for (int l = 0; l < LANES; l++) out[p + l] = in[p + 2 * l] * scale;
+        for (int l = 0; l < LANES; l++) out[p + LANES + l] = in[p + 2 * l + 1] * scale;
+    }
+    for (int i = whole; i < width; i++)
+        out[wide ? i : whole + (i - whole) / 2 + (i - whole) % 2 * LANES] = in[i] * scale;
+}
+
+/* And back. */
+INLINE void from_pairs(int wide, const float *in, int width, float scale, float *out)
+{
+    int whole = wide ? 0 : width / (2 * LANES) * 2 * LANES;
+    for (int p = 0; p < whole; p += 2 * LANES) {
+        for (int l = 0; l < LANES; l++) out[p + 2 * l] = in[p + l] * scale;
+        for (int l = 0; l < LANES; l++) out[p + 2 * l + 1] = in[p + LANES + l] * scale;
+    }
+    for (int i = whole; i < width; i++)
+        out[i] = in[wide ? i : whole + (i - whole) / 2 + (i - whole) % 2 * LANES] * scale;
 }
 
 /* Floats a head takes among the vectors of load_pair. */
 INLINE int line_of(int width) { return (width + 2 * LANES - 1) / (2 * LANES) * 2 * LANES; }
 
-/* LANES vectors -> the vector of their sums, by halving: pairs of neighbours are added. */
-INLINE vf sum_each(const vf *v)
-{
-    vf level[LANES];
-    for (int i = 0; i < LANES; i++) level[i] = v[i];
-    for (int n = LANES; n > 1; n /= 2) {
-        for (int i = 0; i < n / 2; i++) {
-            vf a = level[2 * i], b = level[2 * i + 1];
+/* Sums of LANES vectors, lane by lane, by halving: fold(a, b, d) adds the lanes d apart, a's into
+ * the lanes whose number lacks d, b's into those that have it. Four vectors, LANES / 4 apart, are
+ * folded at once while they are in registers; what is left of all of them is folded last. */
+#define SHUFFLE __builtin_shufflevector
 #if LANES == 16
-            vf even = __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24,
-                                              26, 28, 30);
-            vf odd = __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25,
-                                             27, 29, 31);
+#define FOLD_2(a, b) (SHUFFLE(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 24, 25, 26, 27, 28, 29, 30, 31)      \
+                      + SHUFFLE(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23))
+#define FOLD_4(a, b) (SHUFFLE(a, b, 0, 1, 2, 3, 20, 21, 22, 23, 8, 9, 10, 11, 28, 29, 30, 31)    \
+                      + SHUFFLE(a, b, 4, 5, 6, 7, 16, 17, 18, 19, 12, 13, 14, 15, 24, 25, 26, 27))
+#define FOLD_8(a, b) (SHUFFLE(a, b, 0, 1, 18, 19, 4, 5, 22, 23, 8, 9, 26, 27, 12, 13, 30, 31)    \
+                      + SHUFFLE(a, b, 2, 3, 16, 17, 6, 7, 20, 21, 10, 11, 24, 25, 14, 15, 28, 29))
+#define FOLD_16(a, b) (SHUFFLE(a, b, 0, 17, 2, 19, 4, 21, 6, 23, 8, 25, 10, 27, 12, 29, 14, 31)  \
+                       + SHUFFLE(a, b, 1, 16, 3, 18, 5, 20, 7, 22, 9, 24, 11, 26, 13, 28, 15, 30))
+#define FOLD_REST(v) FOLD_16(FOLD_8(v[0], v[2]), FOLD_8(v[1], v[3]))
 #elif LANES == 8
-            vf even = __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14);
-            vf odd = __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15);
+#define FOLD_2(a, b) (SHUFFLE(a, b, 0, 1, 2, 3, 12, 13, 14, 15) + SHUFFLE(a, b, 4, 5, 6, 7, 8, 9, 10, 11))
+#define FOLD_4(a, b) (SHUFFLE(a, b, 0, 1, 10, 11, 4, 5, 14, 15) + SHUFFLE(a, b, 2, 3, 8, 9, 6, 7, 12, 13))
+#define FOLD_8(a, b) (SHUFFLE(a, b, 0, 9, 2, 11, 4, 13, 6, 15) + SHUFFLE(a, b, 1, 8, 3, 10, 5, 12, 7, 14))
+#define FOLD_REST(v) FOLD_8(v[0], v[1])
 #else
-            vf even = __builtin_shufflevector(a, b, 0, 2, 4, 6);
-            vf odd = __builtin_shufflevector(a, b, 1, 3, 5, 7);
+#define FOLD_2(a, b) (SHUFFLE(a, b, 0, 1, 6, 7) + SHUFFLE(a, b, 2, 3, 4, 5))
+#define FOLD_4(a, b) (SHUFFLE(a, b, 0, 5, 2, 7) + SHUFFLE(a, b, 1, 4, 3, 6))
+#define FOLD_REST(v) (v[0])
 #endif
-            level[i] = even + odd;
-        }
-    }
-    return level[0];
-}
 
 typedef struct {
     int heads;                /* at most HEADS */
@@ -66,31 +82,56 @@ typedef struct {
     float *scores;            /* (heads, KF_CHUNK) */
     float *sums;              /* (heads, line) */
     const uint8_t **slots;    /* (KF_CHUNK) where each key or value begins */
+    const uint8_t **next;     /* the values, fetched while the keys are read */
 } chunk;
+
+/* Pages scatter a head's keys, and no hardware guesses where the next one is. */
+INLINE void fetch(const uint8_t *at, int bytes)
+{
+    for (int i = 0; i < bytes; i += 64) __builtin_prefetch(at + i);
+}
+
+/* The products of four keys, LANES / 4 slots apart, folded once or twice: one vector a head. */
+INLINE void score_four(const int wide, const int H, const int width, const chunk *c, int first,
+                       int count, vf *out)
+{
+    const int row = line_of(width), step = wide ? 8 * LANES : 4 * LANES;
+    const uint8_t *keys[4];
+    vf dots[HEADS][4];
+    for (int i = 0; i < 4; i++) {
+        int slot = first + i * (LANES / 4), later = slot + AHEAD;
+        keys[i] = c->slots[slot < count ? slot : count - 1];
+        if (slot < count) fetch(c->next[slot], width * (wide ? 4 : 2));
+        if (later < count) fetch(c->slots[later], width * (wide ? 4 : 2));
+        for (int h = 0; h < H; h++) dots[h][i] = (vf){0};
+    }
+    for (int p = 0; p < row / (2 * LANES); p++) {
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++) {
+            vf a, b;
+            load_pair(wide, keys[i] + p * step, width - p * 2 * LANES, &a, &b);
+            for (int h = 0; h < H; h++) {
+                const float *q = c->queries + h * row + p * 2 * LANES;
+                dots[h][i] += a * load(q);
+                dots[h][i] += b * load(q + LANES);
+            }
+        }
+    }
+    for (int h = 0; h < H; h++)
+        out[h * (LANES / 4)] = FOLD_4(FOLD_2(dots[h][0], dots[h][2]), FOLD_2(dots[h][1], dots[h][3]));
+}
 
 /* scores[h][s] = queries[h] . keys[s] for `count` slots, padded up to whole vectors. */
 INLINE void score_chunk(const int wide, const int H, const int width, const chunk *c, int count)
 {
-    size_t step = wide ? 8 * LANES : 4 * LANES;
-    int row = line_of(width), pairs = row / (2 * LANES);
     for (int s = 0; s < count; s += LANES) {
-        vf products[HEADS][LANES];
-        for (int l = 0; l < LANES; l++) {
-            const uint8_t *key = c->slots[s + l < count ? s + l : count - 1];
-            vf dots[HEADS];
-            for (int h = 0; h < H; h++) dots[h] = (vf){0};
-            for (int p = 0; p < pairs; p++) {
-                vf a, b;
-                load_pair(wide, key + p * step, width - p * 2 * LANES, &a, &b);
-                for (int h = 0; h < H; h++) {
-                    const float *q = c->queries + h * row + p * 2 * LANES;
-                    dots[h] += a * load(q);
-                    dots[h] += b * load(q + LANES);
-                }
-            }
-            for (int h = 0; h < H; h++) products[h][l] = dots[h];
+        vf folded[HEADS * (LANES / 4)];
+        for (int j = 0; j < LANES / 4; j++)
+            score_four(wide, H, width, c, s + j, count, folded + j);
+        for (int h = 0; h < H; h++) {
+            const vf *v = folded + h * (LANES / 4);
+            store(c->scores + h * KF_CHUNK + s, FOLD_REST(v));
         }
-        for (int h = 0; h < H; h++) store(c->scores + h * KF_CHUNK + s, sum_each(products[h]));
     }
 }
 
@@ -180,10 +221,10 @@ static void weigh(const kf_op *op, const chunk *c, int count, int head, const fl
     }
 }
 
-/* What a span of a row's head adds up to: its values, then maximum and total. */
+/* What a span of a row's head adds up to: maximum, total, then its values in pairs. */
 INLINE float *partial_at(const kf_op *op, int64_t row, int head, int span)
 {
-    return op->partial + ((row * op->heads + head) * KF_SPANS + span) * (op->width + KF_PARTIAL);
+    return op->partial + ((row * op->heads + head) * KF_SPANS + span) * KF_PARTIAL(op->width);
 }
 
 typedef struct {
@@ -198,16 +239,22 @@ static void locate(const past *p, int base, int count, const uint8_t **keys,
                    const uint8_t **values, float *distance)
 {
     const kf_op *op = p->op;
-    size_t bytes = (size_t)op->width * (op->flags & KF_FLOAT ? 4 : 2);
-    int mask = (1 << op->page_shift) - 1;
-    for (int s = 0; s < count; s++) {
-        int index = base + s;
-        int at = index < p->view.sinks ? index : index - p->view.sinks + p->view.start;
-        size_t slot = ((size_t)p->pages[at >> op->page_shift] << op->page_shift) + (at & mask);
-        size_t offset = (slot * op->kv_heads + p->group) * bytes;
-        keys[s] = (const uint8_t *)op->keys + offset;
-        values[s] = (const uint8_t *)op->values + offset;
-        distance[s] = (float)(p->length - 1 - at);
+    size_t bytes = (size_t)op->width * (op->flags & KF_FLOAT ? 4 : 2), slot_bytes = bytes * op->kv_heads;
+    int page = 1 << op->page_shift;
+    for (int s = 0; s < count;) {
+        int index = base + s, early = index < p->view.sinks;
+        int at = early ? index : index - p->view.sinks + p->view.start;
+        int run = page - (at & (page - 1)); /* slots that follow in this page */
+        if (early && run > p->view.sinks - index) run = p->view.sinks - index;
+        if (run > count - s) run = count - s;
+        size_t slot = ((size_t)p->pages[at >> op->page_shift] << op->page_shift) + (at & (page - 1));
+        size_t offset = slot * slot_bytes + p->group * bytes;
+        for (int i = 0; i < run; i++, offset += slot_bytes) {
+            keys[s + i] = (const uint8_t *)op->keys + offset;
+            values[s + i] = (const uint8_t *)op->values + offset;
+            distance[s + i] = (float)(p->length - 1 - at - i);
+        }
+        s += run;
     }
     for (int s = count; s % LANES; s++) distance[s] = 0;
 }
@@ -218,18 +265,19 @@ static void attend_heads(const past *p, const float *q, int head, int heads, int
 {
     const kf_op *op = p->op;
     int wide = !!(op->flags & KF_FLOAT), line = line_of(op->width);
-    float queries[HEADS * KF_WIDEST] = {0}, sums[HEADS * KF_WIDEST] = {0}, scores[HEADS * KF_CHUNK];
+    float queries[HEADS * KF_WIDEST], sums[HEADS * KF_WIDEST], scores[HEADS * KF_CHUNK];
     float maxima[HEADS], totals[HEADS] = {0}, distance[KF_CHUNK];
     const uint8_t *keys[KF_CHUNK], *values[KF_CHUNK];
-    chunk c = {heads, line, op->width, queries, scores, sums, keys};
+    chunk c = {heads, line, op->width, queries, scores, sums, keys, values};
+    memset(sums, 0, heads * line * sizeof(float));
     for (int h = 0; h < heads; h++) {
         maxima[h] = -INFINITY;
-        for (int i = 0; i < op->width; i++)
-            queries[h * line + paired(wide, i)] = q[(head + h) * op->width + i] * op->scale;
+        to_pairs(wide, q + (head + h) * op->width, op->width, op->scale, line, queries + h * line);
     }
     for (int base = from; base < to; base += KF_CHUNK) {
         int count = to - base < KF_CHUNK ? to - base : KF_CHUNK;
         locate(p, base, count, keys, values, distance);
+        for (int s = 0; s < AHEAD && s < count; s++) fetch(keys[s], op->width * (wide ? 4 : 2));
         c.slots = keys;
         walk(0, wide, &c, count);
         weigh(op, &c, count, head, distance, maxima, totals);
@@ -237,8 +285,8 @@ static void attend_heads(const past *p, const float *q, int head, int heads, int
         walk(1, wide, &c, count);
     }
     for (int h = 0; h < heads; h++) {
-        for (int i = 0; i < op->width; i++) out[h][i] = sums[h * line + paired(wide, i)];
-        out[h][op->width] = maxima[h], out[h][op->width + 1] = totals[h];
+        out[h][0] = maxima[h], out[h][1] = totals[h];
+        memcpy(out[h] + KF_HEAD, sums + h * line, line * sizeof(float));
     }
 }
 
@@ -279,19 +327,19 @@ static void attend(const kf_op *op, const kf_step *step, const kf_worker *worker
 
 static void merge_head(const kf_op *op, int64_t row, int head, int spans, float *out)
 {
-    float most = -INFINITY, total = 0;
+    float most = -INFINITY, total = 0, sums[KF_WIDEST] = {0};
+    int line = line_of(op->width);
     for (int s = 0; s < spans; s++) {
-        float m = partial_at(op, row, head, s)[op->width];
+        float m = partial_at(op, row, head, s)[0];
         most = m > most ? m : most;
     }
-    for (int i = 0; i < op->width; i++) out[i] = 0;
     for (int s = 0; s < spans; s++) {
-        const float *state = partial_at(op, row, head, s);
-        float weight = exponential(splat(state[op->width] - most))[0];
-        total += weight * state[op->width + 1];
-        for (int i = 0; i < op->width; i++) out[i] += weight * state[i];
+        const float *state = partial_at(op, row, head, s), *values = state + KF_HEAD;
+        float weight = exponential(splat(state[0] - most))[0];
+        total += weight * state[1];
+        for (int i = 0; i < line; i += LANES) store(sums + i, load(sums + i) + weight * load(values + i));
     }
-    for (int i = 0; i < op->width; i++) out[i] /= total;
+    from_pairs(!!(op->flags & KF_FLOAT), sums, op->width, 1 / total, out);
 }
 
 static void merge(const kf_op *op, const kf_step *step, const kf_worker *worker)

@@ -35,16 +35,22 @@ INLINE int32_t four_codes(const int8_t *codes)
     return x;
 }
 
+/* Bytes that a block adds to a group, in whole cache lines. */
+#define EACH(format) ((format) == KF_Q8_0 ? 576 : (format) == KF_Q6_K ? 448 : 320)
+
 /* R rows of codes times LANES rows of a group; `part` is the first of those rows. */
 INLINE void dot_group(const int format, const int R, const uint8_t *group, kf_layout at, int blocks,
-                      int part, const kf_codes *x, vf *out)
+                      int part, const kf_codes *x, vf *out, const uint8_t *ahead)
 {
     const uint8_t *codes = group + 4 * part, *high = group + at.high + 4 * part;
     const uint8_t *scales = group + at.scales, *supers = group + at.supers;
     vf sums[8], d = {0}, m = {0}, step = {0}, low = {0};
+    const size_t each = EACH(format);
     for (int r = 0; r < R; r++) sums[r] = (vf){0};
     for (int b = 0; b < blocks; b++) {
         vu w[8];
+        if (ahead) /* the next group's bytes, a block's part at a time: nothing else fetches them */
+            for (size_t i = 0; i < each; i += 64) __builtin_prefetch(ahead + b * each + i);
         if (format == KF_Q8_0) codes_8(codes + (size_t)b * 512, w);
         else if (format == KF_Q6_K) codes_6(codes + (size_t)b * 256, high + (size_t)b * 128, w);
         else codes_4(codes + (size_t)b * 256, w);
@@ -54,9 +60,9 @@ INLINE void dot_group(const int format, const int R, const uint8_t *group, kf_la
             const uint8_t *s = scales + (size_t)b * 32 + part;
             if (b % SUPER == 0) d = half_to_float(super + part);
             if (b % SUPER == 0 && format == KF_Q4_K) m = half_to_float(super + 16 + part);
-            if (format == KF_Q4_K) step = d * bytes_to_float(s), low = -m * bytes_to_float(s + 16);
-            else step = d * signed_to_float((const int8_t *)s),
-                 low = d * signed_to_float((const int8_t *)s + 16);
+            if (format == KF_Q4_K) step = d * from_int(widen_bytes(s)), low = -m * from_int(widen_bytes(s + 16));
+            else step = d * from_int(widen_signed((const int8_t *)s)),
+                 low = d * from_int(widen_signed((const int8_t *)s + 16));
         } else {
             const uint16_t *s = (const uint16_t *)(scales + (size_t)b * (format == KF_Q4_1 ? 64 : 32));
             step = half_to_float(s + part);
@@ -90,13 +96,14 @@ INLINE void dot_group(const int format, const int R, const uint8_t *group, kf_la
     for (int r = 0; r < R; r++) out[r] = sums[r];
 }
 
-typedef void (*dot_kernel)(const uint8_t *, kf_layout, int, int, const kf_codes *, vf *);
+typedef void (*dot_kernel)(const uint8_t *, kf_layout, int, int, const kf_codes *, vf *,
+                           const uint8_t *);
 
 #define DOT(format, R)                                                                           \
     static void dot_##format##_##R(const uint8_t *group, kf_layout at, int blocks, int part,     \
-                                   const kf_codes *x, vf *out)                                   \
+                                   const kf_codes *x, vf *out, const uint8_t *ahead)             \
     {                                                                                            \
-        dot_group(KF_##format, R, group, at, blocks, part, x, out);                              \
+        dot_group(KF_##format, R, group, at, blocks, part, x, out, ahead);                       \
     }
 #define DOTS(format) DOT(format, 1) DOT(format, 2) DOT(format, 4) DOT(format, 8)
 DOTS(Q4_0) DOTS(Q4_1) DOTS(Q8_0) DOTS(Q4_K) DOTS(Q6_K)
@@ -140,7 +147,8 @@ static void tiled(const kf_op *op, const kf_segment *s, int rows, int first, int
             for (int part = 0; part < GROUP && part < valid; part += LANES) {
                 vf sums[8];
                 float lanes[LANES];
-                kernels[size](data, at, s->cols / BLOCK, part, x, sums);
+                const uint8_t *ahead = row || part || group + 1 == last ? NULL : data + at.bytes;
+                kernels[size](data, at, s->cols / BLOCK, part, x, sums, ahead);
                 for (int r = 0; r < 1 << size; r++) {
                     store(lanes, sums[r]);
                     for (int l = 0; l < LANES && part + l < valid; l++)
@@ -156,9 +164,7 @@ INLINE vf load_dense(const int format, const uint8_t *row, int i)
 {
     if (format == KF_F32) return load((const float *)row + i);
     if (format == KF_F16) return half_to_float((const uint16_t *)row + i);
-    vh h;
-    memcpy(&h, (const uint16_t *)row + i, sizeof h);
-    return (vf)(__builtin_convertvector(h, vu) << 16);
+    return (vf)(widen_halves((const uint16_t *)row + i) << 16);
 }
 
 INLINE float dense_at(const int format, const uint8_t *row, int i)

@@ -96,7 +96,8 @@ static inline void kf_share(int64_t total, const kf_worker *w, int64_t *first, i
 }
 
 /* Spans that a past of `seen` slots is cut into: a matter of the row alone, never of the batch. */
-enum { KF_CHUNK = 128, KF_SPANS = 16, KF_WIDEST = 512 /* head */, KF_PARTIAL = 2 };
+enum { KF_CHUNK = 128, KF_SPANS = 16, KF_WIDEST = 512 /* head */, KF_HEAD = 16 };
+#define KF_PARTIAL(width) (((width) + 31) / 32 * 32 + KF_HEAD) /* floats a span leaves */
 static inline int kf_span(int seen)
 {
     int chunks = (seen + KF_CHUNK - 1) / KF_CHUNK;

@@ -14,10 +14,9 @@ INLINE void quantise_block(const float *x, int b, const kf_codes *q)
     int32_t half[2] = {0, 0};
     for (int i = 0; i < BLOCK; i += LANES) {
         vi v = nearest(load(x + i) * inverse);
-        vc narrow8 = __builtin_convertvector(v, vc);
-        memcpy((int8_t *)q->codes + b * BLOCK + i, &narrow8, sizeof narrow8);
+        narrow_signed((int8_t *)q->codes + b * BLOCK + i, v);
+        half[i / 16] += sum_whole(v);
     }
-    for (int i = 0; i < BLOCK; i++) half[i / 16] += q->codes[b * BLOCK + i];
     ((float *)q->scale)[b] = step + sum_lanes(odd);
     ((float *)q->sum)[b] = q->scale[b] * (float)(half[0] + half[1]);
     ((int32_t *)q->total)[b] = half[0] + half[1];
@@ -85,12 +84,11 @@ static void norm(const kf_op *op, const kf_step *step, const kf_worker *worker)
         float *out = op->out + row * op->out_stride + head * op->width;
         float mean = op->flags & KF_LAYER ? sum_of(x, op->width, 0, 0) / op->width : 0;
         float inverse = 1.0f / sqrtf(sum_of(x, op->width, mean, 1) / op->width + op->eps);
-        for (int c = 0; c < op->width; c++) {
-            float v = (x[c] - mean) * inverse;
-            if (weight) v *= weight[c];
-            if (op->bias) v += op->bias[c];
-            out[c] = v;
-        }
+        for (int c = 0; c < op->width; c++) out[c] = (x[c] - mean) * inverse;
+        if (weight)
+            for (int c = 0; c < op->width; c++) out[c] *= weight[c];
+        if (op->bias)
+            for (int c = 0; c < op->width; c++) out[c] += op->bias[c];
         if (op->codes) quantise_row(out, op->codes + row * kf_codes_bytes(op->width), op->width);
     }
 }
@@ -137,16 +135,16 @@ INLINE vf activated(const int kind, vf x)
 
 INLINE void activate_block(const int kind, const float *in, const float *gated, float *out, int count)
 {
-    for (int i = 0; i < count; i += LANES) {
-        float x[LANES] = {0}, y[LANES] = {0};
-        int left = count - i < LANES ? count - i : LANES;
-        memcpy(x, in + i, 4 * left);
-        if (gated) memcpy(y, gated + i, 4 * left);
-        vf v = activated(kind, load(x));
-        if (gated) v *= load(y);
-        store(x, v);
-        memcpy(out + i, x, 4 * left);
+    int i = 0;
+    for (; i + LANES <= count; i += LANES) {
+        vf v = activated(kind, load(in + i));
+        store(out + i, gated ? v * load(gated + i) : v);
     }
+    if (i == count) return;
+    float x[LANES] = {0};
+    memcpy(x, in + i, (count - i) * sizeof(float));
+    store(x, activated(kind, load(x)));
+    for (int l = 0; l < count - i; l++) out[i + l] = gated ? x[l] * gated[i + l] : x[l];
 }
 
 #define ACTIVATE(kind) case kind: activate_block(kind, in, gated, out, count); break;
@@ -176,12 +174,12 @@ static void activate(const kf_op *op, const kf_step *step, const kf_worker *work
 static void softcap(const float *in, float *out, int64_t count, float cap)
 {
     float lanes[LANES] = {0};
-    for (int64_t i = 0; i < count; i += LANES) {
-        size_t left = count - i < LANES ? count - i : LANES;
-        memcpy(lanes, in + i, left * sizeof(float));
-        store(lanes, cap * hyperbolic_tangent(load(lanes) / cap));
-        memcpy(out + i, lanes, left * sizeof(float));
-    }
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES)
+        store(out + i, cap * hyperbolic_tangent(load(in + i) / cap));
+    memcpy(lanes, in + i, (count - i) * sizeof(float));
+    store(lanes, cap * hyperbolic_tangent(load(lanes) / cap));
+    memcpy(out + i, lanes, (count - i) * sizeof(float));
 }
 
 /* sum: scale * in + other; scale; softcap: cap * tanh(in / cap); clamp to [low, high]. */

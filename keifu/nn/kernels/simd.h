@@ -23,9 +23,6 @@
 typedef float vf __attribute__((vector_size(4 * LANES)));
 typedef int32_t vi __attribute__((vector_size(4 * LANES)));
 typedef uint32_t vu __attribute__((vector_size(4 * LANES)));
-typedef uint16_t vh __attribute__((vector_size(2 * LANES)));
-typedef uint8_t vb __attribute__((vector_size(LANES)));
-typedef int8_t vc __attribute__((vector_size(LANES)));
 
 INLINE vf splat(float x) { return x - (vf){0}; }
 INLINE vi splat_int(int32_t x) { return x - (vi){0}; }
@@ -33,18 +30,6 @@ INLINE vf load(const float *at) { vf v; memcpy(&v, at, sizeof v); return v; }
 INLINE void store(float *at, vf v) { memcpy(at, &v, sizeof v); }
 INLINE vu load_bits(const void *at) { vu v; memcpy(&v, at, sizeof v); return v; }
 INLINE vf from_int(vi v) { return __builtin_convertvector(v, vf); }
-INLINE vf bytes_to_float(const uint8_t *at)
-{
-    vb v;
-    memcpy(&v, at, sizeof v);
-    return from_int(__builtin_convertvector(v, vi));
-}
-INLINE vf signed_to_float(const int8_t *at)
-{
-    vc v;
-    memcpy(&v, at, sizeof v);
-    return from_int(__builtin_convertvector(v, vi));
-}
 
 #if KF_ISA == 2
 
@@ -58,6 +43,25 @@ INLINE vi dot4(vi acc, vu w, int32_t x)
 {
     return (vi)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)w, _mm512_set1_epi32(x));
 }
+INLINE vi widen_bytes(const uint8_t *at)
+{
+    return (vi)_mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)at));
+}
+INLINE vi widen_signed(const int8_t *at)
+{
+    return (vi)_mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)at));
+}
+INLINE vu widen_halves(const uint16_t *at)
+{
+    return (vu)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)at));
+}
+INLINE void narrow_signed(int8_t *at, vi v)
+{
+    _mm_storeu_si128((void *)at, _mm512_cvtepi32_epi8((__m512i)v));
+}
+INLINE float sum_lanes(vf v) { return _mm512_reduce_add_ps((__m512)v); }
+INLINE float max_lanes(vf v) { return _mm512_reduce_max_ps((__m512)v); }
+INLINE int32_t sum_whole(vi v) { return _mm512_reduce_add_epi32((__m512i)v); }
 
 #elif KF_ISA == 1
 
@@ -80,6 +84,18 @@ INLINE vi dot4_wide(vi acc, vu w, int32_t x)
     __m256i xe = _mm256_srai_epi16(_mm256_slli_epi16(xs, 8), 8), xo = _mm256_srai_epi16(xs, 8);
     return acc + (vi)_mm256_madd_epi16(even, xe) + (vi)_mm256_madd_epi16(odd, xo);
 }
+INLINE vi widen_bytes(const uint8_t *at)
+{
+    return (vi)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)at));
+}
+INLINE vi widen_signed(const int8_t *at)
+{
+    return (vi)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)at));
+}
+INLINE vu widen_halves(const uint16_t *at)
+{
+    return (vu)_mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)at));
+}
 
 #else
 
@@ -88,15 +104,6 @@ INLINE vf larger(vf a, vf b)
     vi more = a > b;
     return (vf)(((vi)a & more) | ((vi)b & ~more));
 }
-INLINE vf half_to_float(const uint16_t *at)
-{
-    vh h;
-    memcpy(&h, at, sizeof h);
-    vu v = __builtin_convertvector(h, vu), magnitude = (v & 0x7fff) << 13;
-    vf scaled = (vf)magnitude * 0x1p112f;
-    vu huge = (vu)(magnitude >= (0x7c00u << 13)) & 0x7f800000;
-    return (vf)((vu)scaled | huge | (v & 0x8000) << 16);
-}
 INLINE vi dot4(vi acc, vu w, int32_t x)
 {
     acc += (vi)(w & 255) * (int8_t)x;
@@ -104,17 +111,37 @@ INLINE vi dot4(vi acc, vu w, int32_t x)
     acc += (vi)(w >> 16 & 255) * (int8_t)(x >> 16);
     return acc + (vi)(w >> 24) * (int8_t)(x >> 24);
 }
+INLINE vi widen_bytes(const uint8_t *at)
+{
+    vi v;
+    for (int i = 0; i < LANES; i++) v[i] = at[i];
+    return v;
+}
+INLINE vi widen_signed(const int8_t *at)
+{
+    vi v;
+    for (int i = 0; i < LANES; i++) v[i] = at[i];
+    return v;
+}
+INLINE vu widen_halves(const uint16_t *at)
+{
+    vu v;
+    for (int i = 0; i < LANES; i++) v[i] = at[i];
+    return v;
+}
+INLINE vf half_to_float(const uint16_t *at)
+{
+    vu v = widen_halves(at), magnitude = (v & 0x7fff) << 13;
+    vf scaled = (vf)magnitude * 0x1p112f;
+    vu huge = (vu)(magnitude >= (0x7c00u << 13)) & 0x7f800000;
+    return (vf)((vu)scaled | huge | (v & 0x8000) << 16);
+}
 
 #endif
 #if KF_ISA != 1
 #define dot4_wide dot4
 #endif
-
-INLINE vf smaller(vf a, vf b) { return -larger(-a, -b); }
-INLINE vf absolute(vf a) { return (vf)((vi)a & 0x7fffffff); }
-/* Nearest whole number, for |x| < 2^22: the sum's low mantissa bits are the integer. */
-INLINE vi nearest(vf x) { return (vi)(x + 12582912.0f) - 0x4b400000; }
-
+#if KF_ISA != 2
 INLINE float sum_lanes(vf v)
 {
     float lanes[LANES];
@@ -130,6 +157,22 @@ INLINE float max_lanes(vf v)
     for (int i = 1; i < LANES; i++) lanes[0] = lanes[i] > lanes[0] ? lanes[i] : lanes[0];
     return lanes[0];
 }
+INLINE int32_t sum_whole(vi v)
+{
+    int32_t sum = 0;
+    for (int i = 0; i < LANES; i++) sum += v[i];
+    return sum;
+}
+INLINE void narrow_signed(int8_t *at, vi v)
+{
+    for (int i = 0; i < LANES; i++) at[i] = (int8_t)v[i];
+}
+#endif
+
+INLINE vf smaller(vf a, vf b) { return -larger(-a, -b); }
+INLINE vf absolute(vf a) { return (vf)((vi)a & 0x7fffffff); }
+/* Nearest whole number, for |x| < 2^22: the sum's low mantissa bits are the integer. */
+INLINE vi nearest(vf x) { return (vi)(x + 12582912.0f) - 0x4b400000; }
 
 /* e^x within 2e-7 relative, for x clamped to the normal range; NaN stays NaN. */
 INLINE vf exponential(vf x)

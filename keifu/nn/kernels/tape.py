@@ -36,7 +36,7 @@ KINDS = {
 }
 SUM, SCALE, SOFTCAP, CLAMP = range(4)
 ADD, CHOSEN, EXACT, FREE, BY_ROW, FLOAT, LAYER, INTERLEAVED = (1 << i for i in range(8))
-BLOCK, SPANS, WIDEST_HEAD, PARTIAL = 32, 16, 512, 2
+BLOCK, SPANS, WIDEST_HEAD = 32, 16, 512
 
 
 @dataclass(eq=False)
@@ -252,7 +252,7 @@ class Tape:
         store.writes += [keys, values]
         store.reads.append(q.buffer)
         self._append(store)
-        partial = self._buffer(heads * SPANS * (head + PARTIAL) * 4, chosen=False)
+        partial = self._buffer(heads * SPANS * (-(-head // 32) * 32 + 16) * 4, chosen=False)
         look = Node("attend", flags, numbers | {"scale": scale, "cap": softcap or 0.0}, input=q)
         look.tensors, look.partial = state | _given(slopes=slopes), partial
         look.reads += [keys, values]
