@@ -200,7 +200,9 @@ def _around(
         eos = (named["eos"],) if config.get("add_eos_token") and "eos" in named else ()
         return bos, eos
     if rust.post_processor is None:
-        return (named["bos"],) if config.get("tokenizer_class") in _BOS_BY_CLASS else (), ()
+        name = str(config.get("tokenizer_class")).removesuffix("Fast")
+        bos = (named["bos"],) if name in _BOS_BY_CLASS and "bos" in named else ()
+        return bos, (named["eos"],) if name in _EOS_BY_CLASS and "eos" in named else ()
     text = tokenizers.Tokenizer(models.WordLevel({"x": 0}, unk_token="x"))
     marks = rust.post_processor.process(text.encode("x"), None, True)
     inner = [n for n, mark in enumerate(marks.special_tokens_mask) if not mark]
@@ -209,8 +211,8 @@ def _around(
     return tuple(marks.ids[: inner[0]]), tuple(marks.ids[inner[0] + 1 :])
 
 
-_BOS_BY_CLASS = ("LlamaTokenizer", "LlamaTokenizerFast")
-"""Classes whose bare vocabularies begin a text with bos."""
+_BOS_BY_CLASS, _EOS_BY_CLASS = ("LlamaTokenizer", "GemmaTokenizer"), ("T5Tokenizer",)
+"""Classes that put a token before or after a text where no file says so."""
 
 
 def _templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:

@@ -45,6 +45,7 @@ GPT4O = _o200k(r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?", r"\p{N}{1,3}")
 TEKKEN = _o200k("", r"\p{N}")
 BLOOM = r" ?[^(\s|[.,!?…。，、।۔،])]+"
 _PUNCTUATION = r"[\p{P}$+<=>^`|~]+"
+_NO_BACKTICK = r"[\p{P}$+<=>^|~]+"
 _HAN = "[一-龥\u0800-一가-\ud7ff]+"
 _KANA = "[一-龥\u3040-ゟ゠-ヿ]+"
 _DEEPSEEK3 = (
@@ -75,6 +76,7 @@ RULES: dict[str, Rule] = {
     "bloom": Rule((BLOOM,)),
     "viking": Rule((BLOOM, DIGITS)),
     "falcon": Rule((_PUNCTUATION, GPT2, r"\p{N}+", "[0-9][0-9][0-9]")),
+    "default": Rule((_NO_BACKTICK, GPT2, r"\p{N}+", "[0-9][0-9][0-9]")),
     "deepseek-coder": Rule(("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _HAN, DIGITS)),
     "deepseek-v3": Rule((r"\p{N}{1,3}", _KANA, _DEEPSEEK3)),
 }
@@ -88,7 +90,6 @@ _SAME = {
     "gpt-4o": "llama4 kanana2",
     "bloom": "poro-chat gpt3-finnish",
     "deepseek-v3": "hunyuan-dense",
-    "falcon": "default",
 }
 NAMES = {name: name for name in RULES} | {n: k for k, names in _SAME.items() for n in names.split()}
 _KNOWN = {pattern for rule in RULES.values() for pattern in rule.patterns}
@@ -147,16 +148,17 @@ def _patterns(text: str) -> list[str]:
 def _slowest(split: Any, pattern: str) -> float:
     """Seconds for the slowest of the probes; stops at the first one over the limit."""
     letters = dict.fromkeys("aA 1\n\t.'é漢" + "".join(c for c in pattern if c.isprintable()))
-    for size in (32, 128, 512, 2048):
+    tail = "\x00" + "".join(letters)  # else the engine sees at once that nothing can match
+    for size in (16, 32, 64, 128, 256, 512, 1024, 2048):
         for unit in list(letters)[:64]:
-            start = time.perf_counter()
+            start = time.thread_time()
             try:
-                split.pre_tokenize_str(unit * size + "\x00")
+                split.pre_tokenize_str(unit * size + tail)
             except BaseException as error:
                 if type(error).__name__ != "PanicException":
                     raise
                 return float("inf")
-            if (seconds := time.perf_counter() - start) > PROBE_SECONDS:
+            if (seconds := time.thread_time() - start) > PROBE_SECONDS:
                 return seconds
     return 0.0
 

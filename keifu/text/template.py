@@ -122,15 +122,19 @@ class ChatTemplate:
 
     def _plain(self, message: Mapping[str, Any]) -> dict[str, Any]:
         """A message as templates expect it: no empty fields, content as they read it."""
+        if not isinstance(message, Mapping):
+            raise TemplateError(f"a message is an object, not {type(message).__name__}")
         kept = {key: value for key, value in message.items() if value is not None}
         reasoning = next((kept[name] for name in _REASONING if name in kept), None)
         if reasoning is not None:
             kept = {"thinking": reasoning, **kept, "reasoning_content": reasoning}
         if isinstance(content := kept.get("content"), list) and not _PARTS.search(self.source):
-            other = [part.get("type") for part in content if "text" not in part]
-            if other:
-                raise TemplateError(f"this model reads text only, not {other[0]!r}")
-            kept["content"] = "\n".join(part["text"] for part in content)
+            texts = [part.get("text") for part in content if isinstance(part, Mapping)]
+            if len(texts) < len(content) or not all(isinstance(text, str) for text in texts):
+                kinds = [part.get("type") for part in content if isinstance(part, Mapping)]
+                other = next((kind for kind in kinds if kind != "text"), "this")
+                raise TemplateError(f"this model reads text only, not {other!r}")
+            kept["content"] = "\n".join(map(str, texts))
         return kept
 
     def _mapped(
@@ -141,11 +145,14 @@ class ChatTemplate:
         change: Callable[[str, re.Pattern[str]], str],
     ) -> dict[str, Any]:
         """The template's variables with every string that came from outside changed."""
-        given = {key: _walk(values[key], change, self._controls) for key in ("tools", *options)}
-        messages = [
-            _walk(m, change, self._hidden if m.get("role") == "assistant" else self._controls)
-            for m in chat
-        ]
+        hidden, controls = self._hidden, self._controls
+        try:
+            given = {key: _walk(values[key], change, controls) for key in ("tools", *options)}
+            messages = [
+                _walk(m, change, hidden if m.get("role") == "assistant" else controls) for m in chat
+            ]
+        except RecursionError:
+            raise TemplateError("the conversation is nested too deeply") from None
         return {**values, **given, "messages": messages}
 
     def _neutral(self, text: str, pattern: re.Pattern[str]) -> str:

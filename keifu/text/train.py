@@ -104,13 +104,13 @@ def _byte_bpe(
 def _spm_bpe(
     options: TrainOptions, names: list[str], unk: str | None
 ) -> tuple[tokenizers.Tokenizer, Any]:
-    """LLaMA's kind: spaces are characters, unknown characters are their bytes."""
+    """Gemma's kind: spaces are characters, unknown ones are bytes; any text comes back exactly."""
     bytes_ = [f"<0x{b:02X}>" for b in range(256)]
     if options.size <= len(names) + 256:
         raise KeifuError(f"size={options.size} leaves no room beside the 256 bytes")
     rust = tokenizers.Tokenizer(models.BPE(unk_token=unk, fuse_unk=True, byte_fallback=True))
-    rust.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme="first", split=True)
-    rust.decoder = _spaces()
+    rust.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme="never", split=True)
+    rust.decoder = _spaces(strip=False)
     return rust, trainers.BpeTrainer(
         vocab_size=options.size,
         min_frequency=options.min_frequency,
@@ -129,7 +129,7 @@ def _unigram(
         [normalizers.NFKC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
     )
     rust.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme="always", split=True)
-    rust.decoder = _spaces()
+    rust.decoder = _spaces(strip=True)
     return rust, trainers.UnigramTrainer(
         vocab_size=options.size, special_tokens=names, unk_token=unk, show_progress=False
     )
@@ -151,15 +151,9 @@ def _wordpiece(
     )
 
 
-def _spaces() -> Any:
-    return decoders.Sequence(
-        [
-            decoders.Replace(SPACE, " "),
-            decoders.ByteFallback(),
-            decoders.Fuse(),
-            decoders.Strip(" ", 1, 0),
-        ]
-    )
+def _spaces(*, strip: bool) -> Any:
+    steps: list[Any] = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    return decoders.Sequence([*steps, *([decoders.Strip(" ", 1, 0)] if strip else [])])
 
 
 _KINDS: dict[str, Maker] = {

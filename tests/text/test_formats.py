@@ -239,3 +239,40 @@ def test_no_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.model").write_bytes(b"\x0a\xff\xff\xff\xff\xff\xff\x01abc")
     with pytest.raises(FormatError, match="not a SentencePiece model"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after"), [("LlamaTokenizer", 1, 0), ("T5Tokenizer", 0, 1)]
+)
+def test_what_a_class_puts_round_a_text(
+    spm_bpe: Path, tmp_path: Path, name: str, before: int, after: int
+) -> None:
+    (tmp_path / "tokenizer.model").write_bytes((spm_bpe / "tokenizer.model").read_bytes())
+    names = {"tokenizer_class": name, "bos_token": "<s>", "eos_token": "</s>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(names))
+    plain = load(spm_bpe).encode("hello")
+    assert load(tmp_path).encode("hello") == [1] * before + plain + [2] * after
+
+
+PUBLISHED_CUTS = {
+    # Cut by hand after each published pattern.
+    "gpt-2": ["don", "'t", " stop", " 1234", "!!", "\n", " x"],
+    "smollm": ["don", "'t", " stop", " ", "1", "2", "3", "4", "!!", "\n", " x"],
+    "llama-bpe": ["don", "'t", " stop", " ", "123", "4", "!!\n", " x"],
+    "qwen2": ["don", "'t", " stop", " ", "1", "2", "3", "4", "!!\n", " x"],
+    "falcon": ["don", "'", "t", " stop", " ", "123", "4", "!!", "\n", " x"],
+    "gpt-4o": ["don't", " stop", " ", "123", "4", "!!\n", " x"],
+    "bloom": ["don't", " stop", " 1234", "!!", "\n", " x"],
+    "deepseek-coder": ["don", "'", "t", " stop", " ", "1", "2", "3", "4", "!!", "\n", " x"],
+    "deepseek-v3": ["don", "'t", " stop", " ", "123", "4", "!!\n", " x"],
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED_CUTS)
+def test_published_patterns_cut_words(name: str) -> None:
+    from keifu.text.pieces import BYTE_OF
+    from keifu.text.pretokenize import rule, splitter
+
+    cut = splitter(rule(name).patterns).pre_tokenize_str("don't stop 1234!!\n x")
+    words = [bytes(BYTE_OF[c] for c in word).decode() for word, _ in cut]
+    assert words == PUBLISHED_CUTS[name]
