@@ -262,7 +262,7 @@ PUBLISHED_CUTS = {
     "qwen2": ["don", "'t", " stop", " ", "1", "2", "3", "4", "!!\n", " x"],
     "falcon": ["don", "'", "t", " stop", " ", "123", "4", "!!", "\n", " x"],
     "gpt-4o": ["don't", " stop", " ", "123", "4", "!!\n", " x"],
-    "bloom": ["don't", " stop", " 1234", "!!", "\n", " x"],
+    "bloom": ["don't", " stop", " 1234", "!!\n", " x"],
     "deepseek-coder": ["don", "'", "t", " stop", " ", "1", "2", "3", "4", "!!", "\n", " x"],
     "deepseek-v3": ["don", "'t", " stop", " ", "123", "4", "!!\n", " x"],
 }
