@@ -1,6 +1,6 @@
 """Gemma 2: sandwich norms, soft-capped scores and logits, every other layer local.
 
-Source: Gemma Team 2024, arXiv 2408.00118. Differs from gemma.py in: wiring, masks, soft caps, scale.
+Source: Gemma Team 2024, arXiv 2408.00118. Differs from gemma.py in: wiring, masks, caps, scale.
 """
 
 from __future__ import annotations

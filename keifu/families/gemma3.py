@@ -1,13 +1,13 @@
 """Gemma 3 (text): five local layers to one global, each kind with its own rotary base, q/k norms.
 
-Source: Gemma Team 2025, arXiv 2503.19786. Differs from gemma2.py in: q/k norms, rotary, no soft cap.
+Source: Gemma Team 2025, arXiv 2503.19786. Differs from gemma2.py in: q/k norms, rotary, no caps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any
 
 from keifu.checkpoints.names import Names, rules
 from keifu.core.errors import ConfigError
@@ -20,7 +20,7 @@ from keifu.nn.rotary import Rotary
 
 @dataclass(frozen=True, kw_only=True)
 class TwoRopes:
-    """`rope_parameters` by layer kind (v5), or `rope_theta`, `rope_local_base_freq`, `rope_scaling`."""
+    """`rope_parameters` by layer kind (v5), or the older keys with `rope_local_base_freq`."""
 
     one: Rope = field(default_factory=Rope)
 

@@ -46,21 +46,14 @@ class Llama(Family):
         architecture="LlamaForCausalLM",
         model_type="llama",
         keys={
-            "vocab": "vocab_size",
-            "width": "hidden_size",
-            "hidden": "intermediate_size",
-            "depth": "num_hidden_layers",
-            "heads": "num_attention_heads",
-            "kv_heads": "num_key_value_heads",
-            "head_width": "head_dim",
-            "context": "max_position_embeddings",
-            "eps": "rms_norm_eps",
-            "tied": "tie_word_embeddings",
-            "bias": "attention_bias",
-            "mlp_bias": "mlp_bias",
+            "vocab": "vocab_size", "width": "hidden_size", "hidden": "intermediate_size",
+            "depth": "num_hidden_layers", "heads": "num_attention_heads",
+            "kv_heads": "num_key_value_heads", "head_width": "head_dim",
+            "context": "max_position_embeddings", "eps": "rms_norm_eps",
+            "tied": "tie_word_embeddings", "bias": "attention_bias", "mlp_bias": "mlp_bias",
         },
         extra=(Act(), Rope()),
-    )
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kv_heads", self.kv_heads or self.heads)

@@ -108,7 +108,7 @@ def test_counted_parameters_are_the_real_ones(name: str) -> None:
 
 @torch.no_grad()
 def test_state_takes_the_bytes_it_declares(name: str) -> None:
-    family, model = made(name)
+    _, model = made(name)
     entries = model.spec.entries()
     pool = StatePool(entries, budget=1 << 22, slots=3, page=4)
     declared = sum(_bytes(e) for e in entries)

@@ -1,0 +1,11 @@
+"""Published checkpoints by name: sizes of the families and descendants that need no file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from keifu.families._published_llama import LLAMA_LIKE
+from keifu.families._published_row import Published
+
+PUBLISHED: Mapping[str, Published] = {**LLAMA_LIKE}
+"""Every published checkpoint that we know the configuration of."""
