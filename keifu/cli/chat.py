@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import click
@@ -27,35 +28,34 @@ SAMPLING = Fields(
 BASE = "{name} has no chat template (it is a base model): it continues the text"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Manner:
+    """How a chat is held."""
+
+    system: str | None = field(default=None, metadata={"option": Option("-s", "--system")})
+    """What the model is told before the conversation"""
+    resume: str | None = field(
+        default=None,
+        metadata={"option": Option("--continue", metavar="[ID]", optional_value="")},
+    )
+    """Go on with a saved conversation; without ID with the latest (then `--` before a prompt)"""
+    save: str | None = field(default=None, metadata={"option": Option(metavar="ID")})
+    """Keep the conversation under this name"""
+    keep: bool = True
+    """Whether what is said interactively is saved"""
+    stream: bool = True
+    """Whether an answer appears while it is made"""
+    quiet: bool = field(default=False, metadata={"option": Option("-q", "--quiet")})
+    """Nothing but the answer"""
+
+
 def command(
     words: Annotated[tuple[str, ...], Argument("[PROMPT]...")] = (),
     options: Annotated[ModelOptions, Fields(ModelOptions)] = ModelOptions(),
-    system: Annotated[
-        str | None, Option("-s", "--system", help="What the model is told before the conversation.")
-    ] = None,
     sampling: Annotated[dict[str, Any], SAMPLING] = {},  # noqa: B006 (never written)
-    resume: Annotated[
-        str | None,
-        Option(
-            "--continue",
-            metavar="[ID]",
-            optional_value="",
-            help="Go on with a saved "
-            "conversation; without ID with the latest (then `--` before a prompt).",
-        ),
-    ] = None,
-    save: Annotated[
-        str | None, Option("--save", metavar="ID", help="Keep the conversation under this name.")
-    ] = None,
-    keep: Annotated[
-        bool, Option("--keep/--no-keep", help="Whether what is said interactively is saved.")
-    ] = True,
-    listed: Annotated[bool, Option("--list", help="List the saved conversations.")] = False,
-    as_object: Annotated[bool, Option("--json", help="Print one JSON object.")] = False,
-    stream: Annotated[
-        bool, Option("--stream/--no-stream", help="Whether an answer appears while it is made.")
-    ] = True,
-    quiet: Annotated[bool, Option("-q", "--quiet", help="Nothing but the answer.")] = False,
+    manner: Annotated[Manner, Fields(Manner)] = Manner(),
+    listed: Annotated[bool, Option("--list", help="List the saved conversations")] = False,
+    as_object: Annotated[bool, Option("--json", help="Print one JSON object")] = False,
 ) -> None:
     """Talk to a model, or ask it one thing.
 
@@ -63,42 +63,40 @@ def command(
     neither it is a conversation: /help lists its commands, Ctrl-C stops an answer, Ctrl-D leaves.
 
     In a prompt `-` stands for standard input and `@file` attaches a text file.
-    """  # fmt: skip
+    """
     if listed:
         _list(as_object)
         return
-    words, talk = _conversation(words, resume, system, options)
-    if save:
-        talk.id = save
+    words, talk = _conversation(words, manner, options)
     prompt = gather.gather(words)
     if not prompt.strip():
         if words or as_object or gather.piped() or not _terminal():
             raise click.UsageError("the prompt is empty: give a PROMPT or pipe one in")
         from keifu.cli.session import Session
 
-        Session(options, talk, sampling, keep=keep, stream=stream, quiet=quiet).run()
+        Session(
+            options, talk, sampling, keep=manner.keep, stream=manner.stream, quiet=manner.quiet
+        ).run()
         return
     start = time.perf_counter()
-    model.find(options, quiet=quiet)
+    model.find(options, quiet=manner.quiet)
     lm = model.load(options)
     loaded = time.perf_counter() - start
     try:
         dialogue = Dialogue(lm, talk, sampling)
-        if not lm.has_template and not quiet:
+        if not lm.has_template and not manner.quiet:
             note(BASE.format(name=lm.name))
-        _once(dialogue, prompt, loaded, as_object=as_object, stream=stream, quiet=quiet)
-        if resume is not None or save:
+        _once(dialogue, prompt, loaded, manner, as_object)
+        if manner.resume is not None or manner.save:
             talk.save()
     finally:
         lm.close()
 
 
-def _once(
-    dialogue: Dialogue, prompt: str, loaded: float, *, as_object: bool, stream: bool, quiet: bool
-) -> None:
+def _once(dialogue: Dialogue, prompt: str, loaded: float, manner: Manner, as_object: bool) -> None:
     """One question, one answer on stdout."""
-    out = printer(sys.stdout, markdown=stream and not as_object)
-    live = stream and not as_object
+    live = manner.stream and not as_object
+    out = printer(sys.stdout, markdown=live)
     try:
         write = out.write if live else _ignore
         answer = dialogue.ask(prompt, write, policy="error", stoppable=False)
@@ -108,7 +106,7 @@ def _once(
             out.write(answer.completion.text)
     finally:
         out.end()
-    if quiet:
+    if manner.quiet:
         return
     if cut := ended(answer, dialogue.sampling.get("max_tokens")):
         note(cut)
@@ -117,22 +115,26 @@ def _once(
 
 
 def _conversation(
-    words: tuple[str, ...], resume: str | None, system: str | None, options: ModelOptions
+    words: tuple[str, ...], manner: Manner, options: ModelOptions
 ) -> tuple[tuple[str, ...], Conversation]:
     """The conversation to begin or go on with; an "ID" with spaces in it is the prompt's start."""
-    if resume is None:
-        return words, Conversation(model=options.model, system=system)
-    if any(character.isspace() for character in resume):
-        words, resume = (resume, *words), ""
-    try:
-        talk = store.load(resume or None)
-    except KeifuError as wrong:
-        if resume and not words:
-            raise KeifuError(
-                f"{wrong}; to go on with the latest one, write: --continue -- {resume}"
-            ) from None
-        raise
-    talk.system = talk.system if system is None else system
+    id = manner.resume
+    if id is None:
+        talk = Conversation(model=options.model, system=manner.system)
+    else:
+        if any(character.isspace() for character in id):
+            words, id = (id, *words), ""
+        try:
+            talk = store.load(id or None)
+        except KeifuError as wrong:
+            if not id or words:
+                raise
+            remedy = f"to go on with the latest one, write: --continue -- {id}"
+            raise KeifuError(f"{wrong}; {remedy}") from None
+        talk.system = talk.system if manner.system is None else manner.system
+    if manner.save:
+        store.check_id(manner.save)  # before any work is done for it
+        talk.id = manner.save
     return words, talk
 
 

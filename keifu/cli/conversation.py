@@ -58,7 +58,7 @@ class Conversation:
 
     def save(self) -> tuple[Path, bool]:
         """Write the file; where, and whether that is a temporary folder. Raises KeifuError."""
-        _check(self.id)
+        check_id(self.id)
         folder, temporary = writable_folder(_FOLDER)
         path = folder / f"{self.id}.json"
         whole = {
@@ -91,7 +91,7 @@ def load(id: str | None) -> Conversation:
         if not paths:
             raise KeifuError("there is no saved conversation to continue")
         return _read(list(paths.values())[-1])
-    _check(id)
+    check_id(id)
     if id not in paths:
         begins = [name for name in paths if name.startswith(id)]
         if len(begins) > 1:
@@ -126,7 +126,8 @@ def listing() -> list[dict[str, Any]]:
     return rows
 
 
-def _check(id: str) -> None:
+def check_id(id: str) -> None:
+    """Refuse what cannot be a conversation's id. Raises KeifuError."""
     if not _NAME.fullmatch(id):
         raise KeifuError(
             f"{id[:80]!r} cannot name a conversation: up to 64 letters, digits, - and _, no path"

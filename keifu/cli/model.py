@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from keifu.cli.options import Option
 from keifu.core.errors import KeifuError
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ REMOTE = ("openai", "anthropic", "gemini", "http", "https")
 class ModelOptions:
     """Which model runs, and how."""
 
-    model: str = field(default=DEFAULT, metadata={"short": "-m"})
+    model: str = field(default=DEFAULT, metadata={"option": Option("-m", "--model")})
     """Name, path, hub id, or URL of a server; `keifu models list` shows what is here"""
     ctx: int | None = None
     """Tokens of context to hold (default: what the model was made for, as memory allows)"""

@@ -35,12 +35,15 @@ SHARED = frozenset(
 
 
 class Option:
-    """A flag: its spellings (the first long one names the parameter), its help, its bounds."""
+    """A flag: its spellings (the parameter's name if there are none), its help, its bounds.
+
+    A field of a dataclass has one in its metadata ("option") where its name alone will not do.
+    """
 
     def __init__(
         self,
         *names: str,
-        help: str,
+        help: str = "",
         metavar: str | None = None,
         min: float | None = None,
         max: float | None = None,
@@ -80,7 +83,10 @@ class _Kind:
 
 
 class _Told(click.Option):
-    """An option whose refusal names the variable that the value came from."""
+    """An option that says more: where a refused value came from, what a field's source says."""
+
+    owner: type | None = None
+    """The dataclass whose field this is; its help is read from the source when it is shown."""
 
     def get_error_hint(self, ctx: click.Context | None) -> str:
         hint = super().get_error_hint(ctx)
@@ -90,16 +96,11 @@ class _Told(click.Option):
             return f"{hint} ({name})"
         return hint
 
-
-class _Lazy(_Told):
-    """An option of a dataclass field, whose help is read from the source when it is shown."""
-
-    owner: type
-
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
-        from keifu.core.fields import field_docs
+        if self.owner and not self.help:
+            from keifu.core.fields import field_docs
 
-        self.help = field_docs(self.owner)[str(self.name)].split("\n")[0].rstrip(".")
+            self.help = " ".join(field_docs(self.owner)[str(self.name)].rstrip(".").split())
         return super().get_help_record(ctx)
 
 
@@ -118,11 +119,11 @@ def command_from(function: Callable[..., Any], verb: str) -> click.Command:
         if isinstance(mark, Fields):
             partial = typing.get_origin(hint) is dict
             groups[parameter.name] = mark, partial
-            params += [_field(mark.cls, name, verb, partial) for name in mark.names]
+            params += _of_fields(mark, verb, partial)
         elif isinstance(mark, Argument):
             params.append(_argument(parameter, hint, mark))
         else:
-            params.append(_option(parameter, hint, mark, verb))
+            params.append(_option(parameter.name, hint, parameter.default, mark, verb))
 
     def call(**values: Any) -> Any:
         for name, (group, partial) in groups.items():
@@ -159,61 +160,72 @@ def _argument(parameter: inspect.Parameter, hint: Any, mark: Argument) -> click.
         type=_type(kind.base, None, None),
         nargs=-1 if kind.multiple else 1,
         metavar=mark.metavar,
-        **_default(parameter),
+        **_default(parameter.default),
     )
 
 
-def _option(parameter: inspect.Parameter, hint: Any, mark: Option, verb: str) -> click.Option:
+def _option(
+    name: str,
+    hint: Any,
+    default: Any,
+    mark: Option,
+    verb: str,
+    owner: type | None = None,
+    partial: bool = False,
+) -> click.Option:
+    """One option; of `owner`'s field if there is one, `partial` if its default is not ours."""
     kind = _kind(hint)
-    more: dict[str, Any] = {}
-    names = mark.names or ("--" + parameter.name.replace("_", "-"),)
+    names = mark.names or ("--" + name.replace("_", "-"),)
+    more: dict[str, Any] = _default(() if kind.multiple else default)
+    shown: bool | str = default not in (None, (), False, "", inspect.Parameter.empty)
+    if partial:
+        more["default"] = () if kind.multiple else None
+        shown = shown and f"the model's, else {default}"
     if mark.optional_value is not None:
-        more = {"is_flag": False, "flag_value": mark.optional_value}
+        more |= {"is_flag": False, "flag_value": mark.optional_value}
     if kind.base is bool:
-        more = {"is_flag": True}
-        if not any("/" in name for name in names) and parameter.default:
+        more["is_flag"] = True
+        if default is True and not any("/" in flag for flag in names):
             names = tuple(f"{n}/--no-{n[2:]}" if n.startswith("--") else n for n in names)
+    else:
+        more["type"] = _type(kind.base, mark.min, mark.max)
     option = _Told(
-        [*names, parameter.name],
-        type=None if kind.base is bool else _type(kind.base, mark.min, mark.max),
+        [*names, name],
         multiple=kind.multiple,
-        show_default=parameter.default not in (None, (), False, ""),
+        show_default=shown,
         help=mark.help,
         metavar=mark.metavar,
         hidden=mark.hidden,
-        **_default(parameter),
         **more,
     )
+    option.owner = owner
     if not kind.multiple:
         option.envvar = variables(verb, key(option))
     return option
 
 
-def _default(parameter: inspect.Parameter) -> dict[str, Any]:
+def _default(default: Any) -> dict[str, Any]:
     """What click is told of a default: to click even None is one, so a required one has no word."""
-    if parameter.default is parameter.empty:
+    if default is inspect.Parameter.empty:
         return {"required": True}
-    return {"required": False, "default": parameter.default}
+    return {"required": False, "default": default}
 
 
-def _field(cls: type, name: str, verb: str, partial: bool) -> click.Option:
-    kind = _kind(typing.get_type_hints(cls)[name])
-    (field,) = [field for field in fields(cls) if field.name == name]
-    default = () if kind.multiple else field.default
-    shown = default not in (None, (), False)
-    short = [field.metadata["short"]] if "short" in field.metadata else []
-    option = _Lazy(
-        [*short, "--" + name.replace("_", "-"), name],
-        is_flag=True if kind.base is bool else None,
-        type=None if kind.base is bool else _type(kind.base, None, None),
-        multiple=kind.multiple,
-        default=None if partial and not kind.multiple else default,
-        show_default=f"the model's, else {default}" if shown and partial else shown,
-        envvar=variables(verb, name) if not kind.multiple else None,
-        help="",
-    )
-    option.owner = cls
-    return option
+def _of_fields(group: Fields, verb: str, partial: bool) -> list[click.Option]:
+    hints = typing.get_type_hints(group.cls)
+    every = {field.name: field for field in fields(group.cls)}
+    return [
+        _option(
+            name,
+            hints[name],
+            every[name].default,
+            every[name].metadata.get("option", Option()),
+            verb,
+            group.cls,
+            partial,
+        )
+        for name in group.names
+    ]
 
 
 def _kind(hint: Any) -> _Kind:

@@ -113,6 +113,14 @@ def test_save_continue_and_list(scripted: Opened, capsys: Capture) -> None:
     assert "trip" in capsys.readouterr().out
 
 
+def test_a_name_that_cannot_be_is_refused_before_any_work(
+    scripted: Opened, capsys: Capture
+) -> None:
+    assert main(["chat", "--save", "../x", "hi"]) == 1
+    assert "cannot name a conversation" in capsys.readouterr().err
+    assert scripted == []
+
+
 def test_one_shots_are_not_kept_unasked(scripted: Opened, capsys: Capture) -> None:
     assert main(["chat", "private"]) == 0
     assert main(["chat", "--list"]) == 0

@@ -19,7 +19,7 @@ from keifu.core.fields import field_docs
 class Size:
     """A dataclass with documented fields."""
 
-    rank: int = field(default=8, metadata={"short": "-r"})
+    rank: int = field(default=8, metadata={"option": Option("-r", "--rank")})
     """How many ranks."""
     kind: Literal["a", "b"] = "a"
     """Which kind; more on a second
