@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+pytest_plugins = ("tests.proofs",)
+
 
 @pytest.fixture(scope="session")
 def smollm2() -> Path:

@@ -65,7 +65,15 @@ def show(
                 # What is to be copied (a command, test ids) stays on one line.
                 width = 10**6 if key in ("try", "proof") else shutil.get_terminal_size().columns
                 lead = f"  {key:<13} "
-                print(textwrap.fill(text, width, initial_indent=lead, subsequent_indent=" " * 16))
+                print(
+                    textwrap.fill(
+                        text,
+                        width,
+                        initial_indent=lead,
+                        subsequent_indent=" " * 16,
+                        break_on_hyphens=False,
+                    )
+                )
 
 
 def _rows(kind: str) -> list[dict[str, Any]]:
