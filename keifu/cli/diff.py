@@ -26,8 +26,8 @@ def differences(a: object, b: object, path: str = "") -> Iterator[Row]:
     """Where two values differ, from the outside in.
 
     Two dataclasses of one type are compared field by field, mappings key by key, sequences item by
-    item; equal runs of a sequence are one row (`blocks[0..29]`). Parts of different types differ as
-    a whole.
+    item; the same difference in several items is one row (`blocks[0..29,31]`). Parts of different
+    types differ as a whole. The path of a difference between the two values themselves is empty.
     """
     if a == b and type(a) is type(b):
         return
@@ -41,7 +41,7 @@ def differences(a: object, b: object, path: str = "") -> Iterator[Row]:
     elif _is_sequence(a) and _is_sequence(b):
         yield from _sequences(list(a), list(b), path)  # type: ignore[call-overload]
     else:
-        yield Row(path or "(all)", written(a), written(b))
+        yield Row(path, written(a), written(b))
 
 
 def written(value: object) -> str:
@@ -75,15 +75,29 @@ def _pair(a: object, b: object, path: str) -> Iterator[Row]:
 
 
 def _sequences(a: list[object], b: list[object], path: str) -> Iterator[Row]:
-    """Item by item; a run of positions with the same two items is reported once."""
+    """Item by item; the same difference at several places is one row that names them all."""
     length = max(len(a), len(b))
     pairs = [(a[i] if i < len(a) else _NONE, b[i] if i < len(b) else _NONE) for i in range(length)]
+    places: dict[Row, list[int]] = {}
     start = 0
     for (left, right), count in _runs(pairs):
-        span = f"{start}..{start + count - 1}" if count > 1 else str(start)
-        if left is _NONE or right is _NONE or left != right:
-            yield from _pair(left, right, f"{path}[{span}]")
+        for row in _pair(left, right, ""):
+            places.setdefault(row, []).extend(range(start, start + count))
         start += count
+    for row, where in places.items():
+        inner = row.path if row.path.startswith("[") else row.path and f".{row.path}"
+        yield Row(f"{path}[{_spans(where)}]{inner}", row.a, row.b)
+
+
+def _spans(numbers: list[int]) -> str:
+    """Ascending numbers, runs of them as `first..last`."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and number == spans[-1][-1] + 1:
+            spans[-1] = [spans[-1][0], number]
+        else:
+            spans.append([number])
+    return ",".join("..".join(map(str, span)) for span in spans)
 
 
 def _runs(items: Sequence[Any]) -> list[tuple[Any, int]]:

@@ -200,3 +200,10 @@ def test_a_base_model_writes_one_running_text() -> None:
     assert dialogue.tokens() == lm.count_tokens("".join(
         m["content"] for m in dialogue.conversation.messages
     ))  # fmt: skip
+
+
+def test_remote_models_are_those_that_load_knows() -> None:
+    from keifu.cli.model import REMOTE
+    from keifu.lm.cards import KEY_VARIABLES
+
+    assert set(REMOTE) == {*KEY_VARIABLES, "http", "https"}

@@ -56,7 +56,14 @@ def test_the_same_change_in_a_run_of_blocks_is_one_row() -> None:
 
 def test_alternating_blocks_show_where() -> None:
     other = Whole(blocks=(PLAIN.blocks[0], Mixer(heads=2, norm=Norm(width=8))) * 2)
-    assert rows(PLAIN, other) == [("blocks[1].heads", "4", "2"), ("blocks[3].heads", "4", "2")]
+    assert rows(PLAIN, other) == [("blocks[1,3].heads", "4", "2")]
+
+
+def test_changes_of_different_blocks_are_told_together() -> None:
+    mixed = Whole(blocks=(Mixer(heads=1), Mixer(heads=1), Mixer(heads=2), Mixer(heads=1)))
+    other = Whole(blocks=tuple(replace(block, bias=True) for block in mixed.blocks))
+    assert rows(mixed, other) == [("blocks[0..3].bias", "False", "True")]
+    assert rows([[1], [1]], [[2], [2]]) == [("[0..1][0]", "1", "2")]
 
 
 def test_another_part_is_one_row_with_both_written_out() -> None:
@@ -76,7 +83,7 @@ def test_more_blocks_and_more_parts() -> None:
 
 def test_kinds_are_told_apart() -> None:
     assert rows({"a": 1}, {"a": 1.0, "b": 2}) == [("['a']", "1", "1"), ("['b']", None, "2")]
-    assert list(differences(True, 1)) == [Row("(all)", "True", "1")]
+    assert list(differences(True, 1)) == [Row("", "True", "1")]
 
 
 def test_written_counts_repeats() -> None:
