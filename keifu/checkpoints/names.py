@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Protocol
 
 import torch
@@ -177,6 +178,7 @@ class Rule:
 _SEVERAL = re.compile(r"\{(\w+(?:=\w+)?(?:,\w+(?:=\w+)?)+)\}")
 
 
+@cache
 def _pattern(text: str) -> re.Pattern[str]:
     escaped = re.escape(text).replace(r"\{i\}", r"(?P<i>\d+)")
     return re.compile(escaped.replace(r"\{p\}", r"(?P<p>weight|bias)"))
@@ -189,6 +191,14 @@ class Names:
     rules: tuple[Rule, ...]
     drop: tuple[str, ...] = ()
     """Regular expressions of their names that are ignored (buffers, masks, a tied head)."""
+    base: str = ""
+    """A prefix of their names that checkpoints of the bare model, without its head, leave out."""
+
+    def fitted(self, available: Iterable[str]) -> Names:
+        """This table as a checkpoint with these names spells it: with `base` or without."""
+        if not self.base or any(name.startswith(self.base) for name in available):
+            return self
+        return self.under(self.base, "")
 
     def find(self, ours: str) -> tuple[Rule, list[tuple[str, str]]] | None:
         """The rule for one of our parameters and their names for it."""
@@ -220,7 +230,7 @@ class Names:
         new = tuple(rules)
         mine = {r.ours for r in new}
         kept = tuple(r for r in self.rules if r.ours not in mine)
-        return Names(new + kept, (*self.drop, *drop))
+        return replace(self, rules=new + kept, drop=(*self.drop, *drop))
 
 
 def rules(table: Mapping[str, str], *transforms: Transform) -> tuple[Rule, ...]:

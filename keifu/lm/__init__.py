@@ -38,6 +38,9 @@ def load(name: str, **options: Any) -> LM:
         return _server(name, given)
     if card := find(name):
         return _card(card, given)
+    from keifu.text.template import ChatTemplate
+
+    ChatTemplate.warm()  # its process starts while torch is imported
     from keifu.lm.local import load_local
 
     return load_local(name, **given)
