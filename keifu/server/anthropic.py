@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from keifu.inference.request import Message
 from keifu.server import options
-from keifu.server.bodies import Body, Count, Flag, Number, Object, Text, ToolName
+from keifu.server.bodies import Body, Count, Flag, Many, Number, Object, Text, ToolName
 from keifu.server.errors import bad, shown
 
 CHOICES = {"auto": "auto", "any": "required", "none": "none"}
@@ -26,7 +26,7 @@ class Block(BaseModel):
     name: Text = None
     input: Object | None = None
     tool_use_id: Text = None
-    content: str | list[Block] | None = None
+    content: str | Many[Block] | None = None
     is_error: Flag = None
     thinking: Text = None
 
@@ -36,7 +36,7 @@ class AnthropicMessage(BaseModel):
 
     model_config = ConfigDict(strict=True)
     role: Literal["user", "assistant", "system"]
-    content: str | list[Block]
+    content: str | Many[Block]
 
 
 class AnthropicTool(BaseModel):
@@ -52,9 +52,9 @@ class AnthropicTool(BaseModel):
 class CountBody(Body):
     """POST /v1/messages/count_tokens."""
 
-    messages: Annotated[list[AnthropicMessage], Field(min_length=1, max_length=10_000)]
-    system: str | list[Block] | None = None
-    tools: Annotated[list[AnthropicTool], Field(max_length=128)] | None = None
+    messages: Annotated[Many[AnthropicMessage], Field(min_length=1, max_length=10_000)]
+    system: str | Many[Block] | None = None
+    tools: Annotated[Many[AnthropicTool], Field(max_length=128)] | None = None
     tool_choice: Object | None = None
 
 
@@ -62,7 +62,7 @@ class MessagesBody(CountBody):
     """POST /v1/messages."""
 
     max_tokens: Annotated[int, Field(ge=1)]
-    stop_sequences: list[str] | None = None
+    stop_sequences: Many[str] | None = None
     temperature: Annotated[float, Field(ge=0, le=1)] | None = None
     top_k: Count = None
     top_p: Number = None

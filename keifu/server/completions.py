@@ -19,7 +19,6 @@ from keifu.server.errors import bad
 from keifu.server.generate import Call, Start, in_thread, many
 from keifu.server.sse import DONE, Events, data
 
-MOST_PROMPTS = 2048
 _END = (TokenLogprob(-1, "", None),)
 """Stands for an output that ended before its first token: lm_eval counts one entry after the
 prompt's and drops it."""
@@ -31,8 +30,8 @@ def prompts(given: str | list[Any], field: str) -> list[Prompt]:
         return [given]
     if given and isinstance(given[0], int):
         return [given]
-    if not 0 < len(given) <= MOST_PROMPTS:
-        raise bad(f"{field} has {len(given)} entries; 1 to {MOST_PROMPTS} are allowed", field)
+    if not given:
+        raise bad(f"{field} is an empty list", field)
     return given
 
 

@@ -16,7 +16,7 @@ from keifu.server.bodies import Body
 from keifu.server.errors import ApiError, render, shown, translate
 from keifu.server.gate import Gate
 from keifu.server.generate import Call
-from keifu.server.intake import Gone, parse, read_body, validate
+from keifu.server.intake import Gone, parse, read_body
 from keifu.server.models import Models
 from keifu.server.options import ignored
 from keifu.server.settings import Access, Limits
@@ -53,7 +53,7 @@ class Post(Generic[B]):
             except Gone:
                 service.gate.cancelled += 1
                 return
-            body = validate(self._kind, await parse(raw, service.limits))
+            body = await parse(self._kind, raw, service.limits)
             call = Call(
                 id=scope["state"]["request_id"],
                 gate=service.gate,

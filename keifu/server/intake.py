@@ -20,7 +20,9 @@ from keifu.server.settings import Limits
 
 B = TypeVar("B", bound=Body)
 
-_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+"""A string, closed or not: were the end needed, each quote of an unclosed one would be tried."""
+
 _NOT_BRACKETS = bytes(c for c in range(256) if c not in b"[]{}")
 _OFF_THREAD = 256 * 1024
 
@@ -69,11 +71,13 @@ async def _receive_all(headers: Headers, receive: Receive, limit: int) -> bytes:
             return b"".join(parts)
 
 
-async def parse(raw: bytes, limits: Limits) -> dict[str, Any]:
-    """A JSON object out of the bytes, in a thread if it is large."""
-    if len(raw) > _OFF_THREAD:
-        return await asyncio.to_thread(parse_json, raw, limits.depth)
-    return parse_json(raw, limits.depth)
+async def parse(kind: type[B], raw: bytes, limits: Limits) -> B:
+    """The bytes as a body of this type, in a thread if there are many."""
+
+    def work() -> B:
+        return validate(kind, parse_json(raw, limits.depth))
+
+    return await asyncio.to_thread(work) if len(raw) > _OFF_THREAD else work()
 
 
 def parse_json(raw: bytes, depth: int) -> dict[str, Any]:

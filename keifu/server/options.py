@@ -81,10 +81,13 @@ def checked(options: Mapping[str, Any], body: Body, lm: LM) -> None:
         raise
 
 
-def _biases(given: Mapping[str, float]) -> dict[int, float]:
-    if wrong := [key for key in given if not (key.isascii() and key.isdecimal() and len(key) < 10)]:
-        raise bad(f"logit_bias has {shown(wrong[0])}, which is no token id", "logit_bias")
-    return {int(key): value for key, value in given.items()}
+def _biases(given: Mapping[str, Any]) -> dict[int, float]:
+    for key, value in given.items():
+        if not (key.isascii() and key.isdecimal() and len(key) < 10):
+            raise bad(f"logit_bias has {shown(key)}, which is no token id", "logit_bias")
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise bad(f"logit_bias of {key} is no number", "logit_bias")
+    return {int(key): float(value) for key, value in given.items()}
 
 
 def completion(body: CompletionBody, lm: LM) -> dict[str, Any]:

@@ -55,6 +55,9 @@ BODIES = {
     "infinity": (chat_with('"temperature":1e999'), 400),
     "a huge integer": (chat_with('"seed":' + "9" * 10_000), 400),
     "half a surrogate pair": (chat_with('"user":"\\ud800"'), 400),
+    "a million faults": (b'{"prompt":[' + b"1.5," * 24_000 + b"1.5]}", 400),
+    "quotes without end": (chat_with('"user":"' + '\\"' * 49_000)[:-1], 400),
+    "lists without end": (b'{"prompt":[' + b"[]," * 30_000 + b"[]]}", 400),
     "too large": (b" " * 100_001, 413),
     "much too large": (b" " * 1_000_000, 413),
 }
