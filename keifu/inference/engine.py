@@ -43,7 +43,7 @@ class Engine:
         context: most tokens of a request's prompt and output.
         parallel: requests that run at once.
         budget: bytes of state for all of them.
-        dtype: of per-token state.
+        dtype: of per-token state, and what branches compute in (the residual stays float32).
         runners: fast paths, tried in order before the plain one.
     """
 
@@ -62,6 +62,7 @@ class Engine:
     ) -> None:
         self.model, self.tokenizer, self.parallel = model, tokenizer, parallel
         self.device, self.end_ids = torch.device(device), frozenset(end_ids)
+        self.compute = None if dtype == torch.float32 else dtype
         # Forks of one request (n, beams) take slots of their own beyond `parallel`.
         slots = parallel + 64
         entries = model.spec.entries()
@@ -290,7 +291,7 @@ class Engine:
         for output, state, n in zip(outputs, states, lengths, strict=True):
             ids += output.tokens[state.length : state.length + n]
         limits = [o.job.limit for o in outputs]
-        step = step_of(states, lengths, limits, self.device)
+        step = step_of(states, lengths, limits, self.device, self.compute)
         runner = next(r for r in self.runners if r.takes(lengths))
         logits = runner.run(ids, step, states, select)
         for state, n in zip(states, lengths, strict=True):

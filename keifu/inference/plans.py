@@ -110,7 +110,10 @@ class _Lowering:
         if spec.clip is not None:
             self.tape.clamp(qkv, -spec.clip, spec.clip, into=qkv)
         q, k, v = qkv.split(*module.qkv.rows.values())
-        for part, norm, heads in ((q, module.q_norm, spec.heads), (k, module.k_norm, spec.kv_heads)):
+        for part, norm, heads in (
+            (q, module.q_norm, spec.heads),
+            (k, module.k_norm, spec.kv_heads),
+        ):
             if norm is not None:
                 by_head = heads if norm.spec.width == spec.head_width else 1
                 self.norm(norm, part, heads=by_head, into=part)
@@ -175,7 +178,11 @@ class _Lowering:
         return self.wire(spec.wiring, module.norms, branches, x)
 
     def wire(
-        self, wiring: object, norms: nn.ModuleDict, branches: dict[str, Callable[..., Value]], x: Value
+        self,
+        wiring: object,
+        norms: nn.ModuleDict,
+        branches: dict[str, Callable[..., Value]],
+        x: Value,
     ) -> Value:
         """The residual stream through the branches."""
         scale = getattr(wiring, "scale", 1.0)

@@ -61,6 +61,7 @@ def step_of(
     lengths: Sequence[int],
     limits: Sequence[int],
     device: torch.device,
+    compute: torch.dtype | None = None,
 ) -> Step:
     """The step that feeds `lengths` new tokens to each request."""
     offsets = [0]
@@ -72,4 +73,5 @@ def step_of(
         positions=torch.tensor(positions, device=device),
         offsets=tuple(offsets),
         limits=tuple(limits),
+        compute=compute,
     )

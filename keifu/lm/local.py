@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from keifu.checkpoints import known
 from keifu.core import machine
 from keifu.core.errors import KeifuError, unknown
 from keifu.families._load import Checkpoint, build_model, open_checkpoint
@@ -19,6 +20,7 @@ from keifu.inference.request import Delta, Message, Sampling, Score
 from keifu.inference.stream import Stream
 from keifu.lm.base import LM, ChatOptions, Prompt
 from keifu.lm.tools import ToolFormat, ToolReader, detect, markers
+from keifu.nn.kernels import native
 from keifu.text.tokenizer import Tokenizer
 
 _SAMPLING = frozenset(f.name for f in dataclasses.fields(Sampling))
@@ -216,7 +218,10 @@ def load_local(
         template: the name of a chat format for checkpoints that carry none.
     """
     checkpoint = open_checkpoint(ref, allow_pickle=allow_pickle)
-    torch.set_num_threads(threads or machine.threads())
+    workers = threads or machine.threads()
+    torch.set_num_threads(workers)
+    if native.available():
+        native.set_threads(workers)
     tokenizer = checkpoint.tokenizer()
     if template is not None:
         from keifu.text.chat_formats import chat_format
@@ -240,7 +245,9 @@ def load_local(
         runners=runners if precision == "default" else None,
     )
     name = Path(ref).name if Path(ref).exists() else ref
-    return LocalLM(name, engine, tokenizer, checkpoint.generation)
+    named = known.find(ref)
+    recommended = {**(named.sampling if named else {}), **checkpoint.generation}
+    return LocalLM(name, engine, tokenizer, recommended)
 
 
 def _context(checkpoint: Checkpoint, ctx: int | None) -> int:

@@ -14,7 +14,7 @@ from keifu.nn.masks import Causal, Full, Mask
 from keifu.nn.norms import Norm
 from keifu.nn.part import Part
 from keifu.nn.positions import NoPosition, Position
-from keifu.nn.state import Entry, Handle, PerToken
+from keifu.nn.state import Entry, Handle, Memory, PerToken
 from keifu.nn.step import Step
 
 
@@ -84,8 +84,7 @@ class _Attention(nn.Module):
         """Attend row by row over what the state holds, or all rows at once where they are alike."""
         bias = self.spec.position.bias(step)
         if state is not None:
-            if not isinstance(self.spec.mask, Causal) and self.spec.mask.ahead:
-                raise ValueError("a bidirectional mixer keeps no state")
+            _check_streams(self.spec.mask, step)
             state.append("k", k)
             state.append("v", v)
         lengths = step.lengths()
@@ -132,6 +131,16 @@ class _Attention(nn.Module):
         )
 
 
+def _check_streams(mask: Mask, step: Step) -> None:
+    """A state holds the past alone, so what a query sees after itself must be in its step."""
+    if not mask.streams:
+        raise ValueError("a bidirectional mixer keeps no state")
+    for row, prefix in enumerate(step.prefixes):
+        first, end = (int(step.positions[step.span(row)][i]) for i in (0, -1))
+        if mask.ahead and first < prefix and (first > 0 or end + 1 < prefix):
+            raise ValueError(f"a prefix of {prefix} tokens must run in one step")
+
+
 def _normed(
     x: Tensor, norm: nn.Module | None, spec: Norm | None, heads: int, head_width: int
 ) -> Tensor:
@@ -162,6 +171,10 @@ class CrossAttention(Part):
         """`q`, `kv` with rows "k", "v", and `out`."""
         return _CrossAttention(self)
 
+    def state(self) -> Mapping[str, Entry]:
+        """Keys and values of the memory, computed once."""
+        return {"kv": Memory((2, self.heads, self.head_width), self.memory)}
+
 
 class _CrossAttention(nn.Module):
     def __init__(self, spec: CrossAttention) -> None:
@@ -179,21 +192,29 @@ class _CrossAttention(nn.Module):
         """x (tokens, width) -> (tokens, width)."""
         shape = (self.spec.heads, self.spec.head_width)
         q = self.q(x).unflatten(-1, shape)
-        memory = step.memories[self.spec.memory]
         outs = []
         for row in range(step.rows):
-            k, v = self.kv(memory[row]).chunk(2, dim=-1)
+            k, v = self._keys(step, row, state).unbind(1)
             at = step.span(row)
-            held = torch.arange(memory[row].shape[0], device=x.device)
             out = attend(
-                q[at][None],
-                k.unflatten(-1, shape)[None],
-                v.unflatten(-1, shape)[None],
+                q[at][None].to(k.dtype),
+                k[None],
+                v[None],
                 query_positions=step.positions[at],
-                key_positions=held,
+                key_positions=torch.arange(k.shape[0], device=x.device),
                 mask=Full(),
                 scale=self.scale,
             )
             outs.append(out[0].flatten(1))
-        y: Tensor = self.out(torch.cat(outs))
+        y: Tensor = self.out(torch.cat(outs).to(x.dtype))
         return y
+
+    def _keys(self, step: Step, row: int, state: Handle | None) -> Tensor:
+        """Keys and values of a row's memory: (length, 2, heads, head_width)."""
+
+        def made() -> Tensor:
+            kv = self.kv(step.memories[self.spec.memory][row])
+            out: Tensor = kv.unflatten(-1, (2, self.spec.heads, self.spec.head_width))
+            return out
+
+        return made() if state is None else state.memory("kv", row, made)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -44,8 +44,8 @@ class Block(Part):
         }
 
 
-class _Scoped:
-    """One branch's view of its block's state."""
+class Scoped:
+    """A part's view of its owner's state: a branch's of its block's, a sub-part's of its part's."""
 
     def __init__(self, handle: Handle, branch: str) -> None:
         self._handle, self._branch = handle, branch
@@ -62,6 +62,9 @@ class _Scoped:
     def set(self, name: str, value: Tensor) -> None:
         self._handle.set(f"{self._branch}.{name}", value)
 
+    def memory(self, name: str, row: int, make: Callable[[], Tensor]) -> Tensor:
+        return self._handle.memory(f"{self._branch}.{name}", row, make)
+
 
 class _Block(nn.Module):
     def __init__(self, spec: Block) -> None:
@@ -77,10 +80,18 @@ class _Block(nn.Module):
         """x (tokens, width) -> (tokens, width)."""
         branches = {
             name: partial(
-                self.get_submodule(name),
+                self._branch,
+                name,
                 step=step,
-                state=_Scoped(state, name) if state is not None else None,
+                state=Scoped(state, name) if state is not None else None,
             )
             for name in self.spec.branches()
         }
         return self.spec.wiring.run(x, branches, self.norms)
+
+    def _branch(self, name: str, x: Tensor, *, step: Step, state: Handle | None) -> Tensor:
+        """One part, in the precision that the step asks for; adding it to the stream promotes."""
+        if step.compute is not None:
+            x = x.to(step.compute)
+        y: Tensor = self.get_submodule(name)(x, step, state)
+        return y

@@ -33,6 +33,11 @@ class Mask:
         """Whether a query may see keys after itself."""
         return True
 
+    @property
+    def streams(self) -> bool:
+        """Whether a row can run in steps: past its prefix no query sees a key after itself."""
+        return not self.ahead
+
     def __and__(self, other: Mask) -> Mask:
         return Both(self, other)
 
@@ -97,6 +102,11 @@ class Prefix(Mask):
         """key < prefix."""
         return (key < prefix) & (query >= 0)
 
+    @property
+    def streams(self) -> bool:
+        """Yes, if the prefix comes in one step."""
+        return True
+
 
 @dataclass(frozen=True)
 class Both(Mask):
@@ -124,6 +134,11 @@ class Both(Mask):
     def ahead(self) -> bool:
         """Only if both allow it."""
         return self.first.ahead and self.second.ahead
+
+    @property
+    def streams(self) -> bool:
+        """If either forbids what comes after."""
+        return self.first.streams or self.second.streams
 
 
 @dataclass(frozen=True)
@@ -153,3 +168,8 @@ class Either(Mask):
     def ahead(self) -> bool:
         """If either allows it."""
         return self.first.ahead or self.second.ahead
+
+    @property
+    def streams(self) -> bool:
+        """Only if both do."""
+        return self.first.streams and self.second.streams

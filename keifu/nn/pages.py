@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from keifu.core.errors import KeifuError
 
 if TYPE_CHECKING:
-    from keifu.nn.state import PerToken
+    from keifu.nn.state import Memory, PerToken
 
 
 class OutOfState(KeifuError):
@@ -38,7 +39,7 @@ class PageGroup:
 
     def __init__(
         self,
-        members: list[tuple[int, str, PerToken]],
+        members: Sequence[tuple[int, str, PerToken | Memory]],
         window: int | None,
         sinks: int,
         pages: int,

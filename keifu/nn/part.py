@@ -29,6 +29,14 @@ class Part:
         return {}
 
 
+class Initialised(nn.Module):
+    """A module whose first values are its own affair, not N(0, std): an LSTM's, Mamba's poles."""
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """Draw every parameter below this module."""
+        raise NotImplementedError
+
+
 _device: ContextVar[torch.device | None] = ContextVar("device", default=None)
 
 

@@ -79,6 +79,31 @@ class Alibi(Position):
 
 
 @dataclass(frozen=True)
+class CoarseAlibi(Position):
+    """ALiBi as Falcon's code computes it: slope * key position, rounded to bfloat16, over `scale`.
+
+    The rounding is no accident of precision but part of the trained function: beyond position 256
+    keys share values. Heads as many as are not a power of two are ordered as in BLOOM.
+    """
+
+    heads: int
+    scale: float
+    """What the bias is multiplied by, as the scores are: 1 / sqrt(head width)."""
+
+    def bias(self, step: Step) -> Bias:
+        """The same for every query: a softmax does not see what a whole row shares."""
+        slopes: Tensor = step.term(
+            self, lambda: alibi_slopes(self.heads).to(step.device, torch.bfloat16)
+        )
+
+        def added(query: Tensor, key: Tensor) -> Tensor:
+            row = (slopes[:, None] * key.to(torch.bfloat16)).float() * self.scale
+            return row[:, None, :].expand(-1, query.shape[0], -1)
+
+        return added
+
+
+@dataclass(frozen=True)
 class SharedBias(Position):
     """Scores take the bias of a part that the whole stack shares (T5)."""
 

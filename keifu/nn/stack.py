@@ -32,9 +32,11 @@ class Stack(Part):
     """Which block each use runs; None: each block once, in order."""
     shared: tuple[tuple[str, Part], ...] = ()
     """Parts that several blocks read, by name (T5's bias table)."""
+    heads: tuple[tuple[str, Part], ...] = ()
+    """Further heads over the last hidden states, by name; asked for as the tap "head.name"."""
 
     def build(self) -> nn.Module:
-        """`input`, `blocks`, `norm`, `head`, `shared`."""
+        """`input`, `blocks`, `norm`, `head`, `shared`, `heads`."""
         return StackModule(self)
 
     def order(self) -> tuple[int, ...]:
@@ -74,6 +76,7 @@ class StackModule(nn.Module):
         self.norm = spec.norm.build() if spec.norm else None
         self.head = spec.head.build() if spec.head else None
         self.shared = nn.ModuleDict({name: part.build() for name, part in spec.shared})
+        self.heads = nn.ModuleDict({name: part.build() for name, part in spec.heads})
 
     def forward(
         self,
@@ -81,6 +84,7 @@ class StackModule(nn.Module):
         *,
         attention_mask: Tensor | None = None,
         segments: Tensor | None = None,
+        memories: Mapping[str, tuple[Tensor, ...]] | None = None,
         taps: Collection[str] = (),
         emit: Emit = ignore,
     ) -> Output:
@@ -91,7 +95,8 @@ class StackModule(nn.Module):
             attention_mask: (batch, time), 0 where there is padding on either side; padded places
                 come back as zeros.
             segments: (batch, time) segment ids, for inputs that take them.
-            taps: names of intermediates to return: "input", "block.0", ...
+            memories: by name, one (length, width) tensor a row, for cross mixers.
+            taps: names of intermediates to return: "input", "block.0", "head.choice", ...
         """
         grid = tokens if tokens.dim() == 2 else tokens[None]
         keep = None if attention_mask is None else attention_mask.reshape(grid.shape).bool()
@@ -101,7 +106,7 @@ class StackModule(nn.Module):
         if kinds is not None:
             kinds = kinds.reshape(grid.shape)
             kinds = kinds.flatten() if keep is None else kinds[keep]
-        step = fresh_step(lengths, grid.device, segments=kinds, emit=emit)
+        step = fresh_step(lengths, grid.device, segments=kinds, memories=memories, emit=emit)
         out = self.run(ids, step, taps=taps)
 
         def shaped(x: Tensor) -> Tensor:
@@ -142,6 +147,7 @@ class StackModule(nn.Module):
                 kept[f"block.{use}"] = x
         if self.norm is not None:
             x = self.norm(x)
+        kept |= {f"head.{n}": head(x) for n, head in self.heads.items() if f"head.{n}" in taps}
         return Output(logits=self.logits(x, select), hidden=x, taps=kept)
 
     def logits(self, hidden: Tensor, select: Tensor | None = None) -> Tensor | None:
@@ -153,16 +159,24 @@ class StackModule(nn.Module):
         out: Tensor = self.head(hidden, self.input.table)
         return out
 
-    def initialise(self, seed: int = 0, std: float = 0.02) -> StackModule:
-        """Draw every matrix from N(0, std), zero the biases; the same seed, the same weights."""
+    def initialise(
+        self, seed: int = 0, std: float = 0.02, residual: float | None = None
+    ) -> StackModule:
+        """Draw every matrix from N(0, std), zero the biases; the same seed, the same weights.
+
+        residual: std of the matrices that write to the residual stream ("out", "down"); GPT-2's is
+            std / sqrt(2 * layers). None: the same.
+        """
         made = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
             owner = self.get_submodule(name.rpartition(".")[0])
             if name.endswith("bias") and parameter.dim() == 1:
                 nn.init.zeros_(parameter)
             elif isinstance(owner, Weight) or parameter.dim() > 1:
+                writes = name.startswith("blocks.") and name.split(".")[-2] in ("out", "down")
                 with torch.no_grad():
-                    parameter.normal_(0.0, std, generator=made)
+                    drawn = residual if writes and residual is not None else std
+                    parameter.normal_(0.0, drawn, generator=made)
         return self
 
 
@@ -175,6 +189,7 @@ def _with_shared(step: Step, shared: Mapping[str, nn.Module]) -> Step:
         prefixes=step.prefixes,
         segments=step.segments,
         memories=step.memories,
+        compute=step.compute,
         shared=shared,
         emit=step.emit,
     )

@@ -1,14 +1,15 @@
 """What a model remembers while it generates: declared by mixers, kept in one pool.
 
 A mixer declares entries; a *use* of a block (a layer) has its own. `StatePool` serves every use
-and every request from one byte budget: per-token entries in pages, fixed ones in slots. The
-scheduler sees `cost`, `reserve`, `fork`, `free` and `restore`; a mixer sees a `Handle`.
+and every request from one byte budget: per-token entries in pages, fixed ones in slots, what is
+made of a memory in pages that forks share. The scheduler sees `cost`, `reserve`, `fork`, `free`
+and `restore`; a mixer sees a `Handle`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from keifu.core.errors import KeifuError
+from keifu.nn.memory import Held, MemoryGroup
 from keifu.nn.pages import OutOfState, PageGroup, PageTable
 
 
@@ -36,11 +38,22 @@ class Fixed:
     dtype: torch.dtype = torch.float32
 
 
-Entry = PerToken | Fixed
+@dataclass(frozen=True)
+class Memory:
+    """One value of `shape` a place of the memory `source` (an encoder's output), written once."""
+
+    shape: tuple[int, ...]
+    source: str = "encoder"
+
+
+Entry = PerToken | Fixed | Memory
 
 
 def state_bytes(entries: Sequence[Mapping[str, Entry]], dtype: torch.dtype) -> tuple[int, int]:
-    """Bytes that one request takes, and bytes that each of its tokens takes, over all uses."""
+    """Bytes that one request takes, and bytes that each of its tokens takes, over all uses.
+
+    A place of a memory counts as a token: the pool holds as many of the one as of the other.
+    """
     fixed = token = 0
     for declared in entries:
         for entry in declared.values():
@@ -66,15 +79,19 @@ class Handle(Protocol):
     def set(self, name: str, value: Tensor) -> None:
         """Replace a fixed entry of all rows."""
 
+    def memory(self, name: str, row: int, make: Callable[[], Tensor]) -> Tensor:
+        """A memory entry of a row (m, *shape): made by the first step that asks, then kept."""
+
 
 @dataclass(eq=False)
 class RequestState:
-    """What one request holds: a page table a group, a slot, how many tokens are in."""
+    """What one request holds: a page table a group, a slot, memories, how many tokens are in."""
 
     tables: list[PageTable]
     slot: int | None
     length: int = 0
     snapshots: dict[int, list[Tensor]] = field(default_factory=dict)
+    memories: dict[str, Held] = field(default_factory=dict)
 
 
 class StatePool:
@@ -102,10 +119,13 @@ class StatePool:
         self.device = torch.device(device)
         self.fixed: dict[tuple[int, str], Tensor] = {}
         groups: dict[tuple[int | None, int], list[tuple[int, str, PerToken]]] = {}
+        sources: dict[str, list[tuple[int, str, Memory]]] = {}
         for use, declared in enumerate(self.entries):
             for name, entry in declared.items():
                 if isinstance(entry, PerToken):
                     groups.setdefault((entry.window, entry.sinks), []).append((use, name, entry))
+                elif isinstance(entry, Memory):
+                    sources.setdefault(entry.source, []).append((use, name, entry))
                 else:
                     self.fixed[use, name] = torch.zeros(
                         slots, *entry.shape, dtype=entry.dtype, device=self.device
@@ -113,21 +133,26 @@ class StatePool:
         self._free_slots = list(range(slots - 1, -1, -1)) if self.fixed else []
         left = budget - sum(t.nbytes for t in self.fixed.values())
         costs = [self._token_bytes(members) for members in groups.values()]
+        costs += [self._token_bytes(members) for members in sources.values()]
         pages = max(left, 0) // max(sum(costs) * page, 1)
-        if groups and pages < 1:
+        if left < 0 or (costs and pages < 1):
+            what = f"{slots} requests" if left < 0 else f"one page of {page} tokens"
             raise KeifuError(
-                f"a state budget of {budget} bytes does not hold one page of {page} tokens: "
-                "raise --max-memory"
+                f"a state budget of {budget} bytes does not hold {what}: raise --max-memory"
             )
         self.groups = [
             PageGroup(members, window, sinks, pages, page, dtype, self.device)
             for (window, sinks), members in groups.items()
         ]
+        self.memories = {
+            source: MemoryGroup(PageGroup(members, None, 0, pages, page, dtype, self.device))
+            for source, members in sources.items()
+        }
         self._where = {
             (use, name): g for g, group in enumerate(self.groups) for use, name in group.storage
         }
 
-    def _token_bytes(self, members: list[tuple[int, str, PerToken]]) -> int:
+    def _token_bytes(self, members: Sequence[tuple[int, str, PerToken | Memory]]) -> int:
         return sum(math.prod(e.shape) for _, _, e in members) * self.dtype.itemsize
 
     def group_of(self, use: int, name: str) -> int:
@@ -149,16 +174,26 @@ class StatePool:
         """Tokens that can still be reserved (in whole pages)."""
         return min((len(g.free) * self.page for g in self.groups), default=2**62)
 
-    def open(self) -> RequestState:
-        """A new, empty request."""
-        slot = None
-        if self.fixed:
-            if not self._free_slots:
+    def open(self, memories: Mapping[str, int] | None = None) -> RequestState:
+        """A new, empty request, with places for memories of these lengths, by source.
+
+        Raises:
+            OutOfState: with nothing taken.
+        """
+        state = RequestState([PageTable() for _ in self.groups], None)
+        try:
+            for source, length in (memories or {}).items():
+                state.memories[source] = self.memories[source].open(length)
+            if self.fixed and not self._free_slots:
                 raise OutOfState("no free state slot: lower --parallel or wait")
-            slot = self._free_slots.pop()
+        except OutOfState:
+            self.free(state)
+            raise
+        if self.fixed:
+            state.slot = self._free_slots.pop()
             for tensor in self.fixed.values():
-                tensor[slot] = 0
-        return RequestState([PageTable() for _ in self.groups], slot)
+                tensor[state.slot] = 0
+        return state
 
     def cost(self, state: RequestState, tokens: int) -> int:
         """Pages that growing a request by `tokens` takes (the largest group's need)."""
@@ -184,10 +219,11 @@ class StatePool:
             group.trim(table, state.length)
 
     def fork(self, state: RequestState) -> RequestState:
-        """A second request with the same past; whole pages are shared, the last one copied."""
+        """A second request with the same past and memories; a partly filled page is copied."""
         other = self.open()
         other.length = state.length
         other.snapshots = dict(state.snapshots)
+        other.memories = {s: self.memories[s].share(held) for s, held in state.memories.items()}
         try:
             for group, mine, theirs in zip(self.groups, state.tables, other.tables, strict=True):
                 group.share(mine, theirs, state.length)
@@ -202,6 +238,9 @@ class StatePool:
         """Give everything back."""
         for group, table in zip(self.groups, state.tables, strict=True):
             group.release(table)
+        for source, held in state.memories.items():
+            self.memories[source].drop(held)
+        state.memories.clear()
         if state.slot is not None:
             self._free_slots.append(state.slot)
             state.slot = None
@@ -266,3 +305,11 @@ class _UseHandle:
     def set(self, name: str, value: Tensor) -> None:
         tensor = self._pool.fixed[self._use, name]
         tensor[[s.slot for s in self._states]] = value.to(tensor.dtype)
+
+    def memory(self, name: str, row: int, make: Callable[[], Tensor]) -> Tensor:
+        entry = self._pool.entries[self._use][name]
+        assert isinstance(entry, Memory)
+        held = self._states[row].memories.get(entry.source)
+        if held is None:
+            raise ValueError(f"the request was opened without its memory {entry.source!r}")
+        return self._pool.memories[entry.source].read(self._use, name, held, make)

@@ -45,6 +45,8 @@ class Step:
     """By name, one (length, width) tensor a row: encoder outputs and the like."""
     shared: Mapping[str, nn.Module] = field(default_factory=dict)
     """The stack's shared parts, by name (T5's bias table)."""
+    compute: torch.dtype | None = None
+    """What branches compute in; the residual stream keeps its own dtype. None: as it comes."""
     emit: Emit = ignore
     """Auxiliary losses and statistics go here."""
     _terms: dict[Hashable, Any] = field(default_factory=dict)

@@ -16,24 +16,44 @@ Branch = Callable[[Tensor], Tensor]
 class Wiring:
     """How branches ("mixer", "cross", "mlp") join the residual stream."""
 
+    def norms(self, branches: Sequence[str]) -> dict[str, Norm]:
+        """The norms to build, by their name in the block."""
+        return {}
+
+    def run(self, x: Tensor, branches: Mapping[str, Branch], norms: nn.ModuleDict) -> Tensor:
+        """One pass over the block: x (tokens, width) -> (tokens, width)."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plain(Wiring):
+    """f(x): no residual and no norm, so a branch may change the width (stacked LSTMs)."""
+
+    def run(self, x: Tensor, branches: Mapping[str, Branch], norms: nn.ModuleDict) -> Tensor:
+        """Branch after branch."""
+        for branch in branches.values():
+            x = branch(x)
+        return x
+
+
+@dataclass(frozen=True, kw_only=True)
+class Normed(Wiring):
+    """Base of the wirings of residual networks with norms."""
+
     norm: Norm
     scale: float = 1.0
     """Each branch is multiplied by this before it joins (Granite, MiniCPM)."""
 
     def norms(self, branches: Sequence[str]) -> dict[str, Norm]:
-        """The norms to build, by their name in the block."""
+        """One norm a branch."""
         return {f"{b}_norm": self.norm for b in branches}
-
-    def run(self, x: Tensor, branches: Mapping[str, Branch], norms: nn.ModuleDict) -> Tensor:
-        """One pass over the block: x (tokens, width) -> (tokens, width)."""
-        raise NotImplementedError
 
     def _scaled(self, y: Tensor) -> Tensor:
         return y if self.scale == 1.0 else y * self.scale
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pre(Wiring):
+class Pre(Normed):
     """x + f(norm(x)) (GPT-2, LLaMA)."""
 
     def run(self, x: Tensor, branches: Mapping[str, Branch], norms: nn.ModuleDict) -> Tensor:
@@ -44,7 +64,7 @@ class Pre(Wiring):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Post(Wiring):
+class Post(Normed):
     """norm(x + f(x)) (the Transformer of 2017, BERT, GPT-1)."""
 
     def run(self, x: Tensor, branches: Mapping[str, Branch], norms: nn.ModuleDict) -> Tensor:
@@ -55,7 +75,7 @@ class Post(Wiring):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BranchPost(Wiring):
+class BranchPost(Normed):
     """x + norm(f(x)) (OLMo 2)."""
 
     def run(self, x: Tensor, branches: Mapping[str, Branch], norms: nn.ModuleDict) -> Tensor:
@@ -66,7 +86,7 @@ class BranchPost(Wiring):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sandwich(Wiring):
+class Sandwich(Normed):
     """x + norm2(f(norm1(x))) (Gemma 2)."""
 
     def norms(self, branches: Sequence[str]) -> dict[str, Norm]:
@@ -83,7 +103,7 @@ class Sandwich(Wiring):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parallel(Wiring):
+class Parallel(Normed):
     """x + f(norm(x)) + g(norm(x)) with one norm for all branches (GPT-J, PaLM, Falcon-7B)."""
 
     def norms(self, branches: Sequence[str]) -> dict[str, Norm]:
@@ -100,7 +120,7 @@ class Parallel(Wiring):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ParallelNorms(Wiring):
+class ParallelNorms(Normed):
     """x + f(norm1(x)) + g(norm2(x)) with a norm for each branch (GPT-NeoX, Falcon-40B)."""
 
     def run(self, x: Tensor, branches: Mapping[str, Branch], norms: nn.ModuleDict) -> Tensor:

@@ -131,7 +131,8 @@ INLINE void put(const kf_op *op, int row, int column, float value)
     *at = op->flags & KF_ADD ? *at + value : value;
 }
 
-static void tiled(const kf_op *op, const kf_segment *s, int rows, int first, int last)
+static void tiled(const kf_op *op, const kf_segment *s, int rows, int first, int last,
+                  const uint8_t *after)
 {
     kf_layout at = kf_group_layout(s->format, s->cols);
     const dot_kernel *kernels = dots(s->format);
@@ -147,7 +148,7 @@ static void tiled(const kf_op *op, const kf_segment *s, int rows, int first, int
             for (int part = 0; part < GROUP && part < valid; part += LANES) {
                 vf sums[8];
                 float lanes[LANES];
-                const uint8_t *ahead = row || part || group + 1 == last ? NULL : data + at.bytes;
+                const uint8_t *ahead = row || part ? NULL : group + 1 < last ? data + at.bytes : after;
                 kernels[size](data, at, s->cols / BLOCK, part, x, sums, ahead);
                 for (int r = 0; r < 1 << size; r++) {
                     store(lanes, sums[r]);
@@ -183,6 +184,7 @@ INLINE void dot_dense(const int format, const int K, const int R, const uint8_t 
     for (int k = 0; k < K; k++)
         for (int r = 0; r < R; r++) sums[k][r] = (vf){0};
     for (int i = 0; i < whole; i += LANES) {
+        for (int k = 0; k < K; k++) __builtin_prefetch(data + (K + k) * bytes + i * (format == KF_F32 ? 4 : 2));
 #pragma GCC unroll 4
         for (int r = 0; r < R; r++) {
             vf v = load(x + r * stride + i);
@@ -242,21 +244,45 @@ static void dense_rows(const kf_op *op, int format, const uint8_t *data, int col
     }
 }
 
+/* A thread's groups [first, last) of segment i: a group belongs to the thread in whose part of
+ * the bytes it begins. */
+typedef struct { int64_t first, last; } groups;
+
+static groups share_of(const kf_op *op, const kf_worker *worker, int which)
+{
+    int64_t total = 0, from, to, before = 0;
+    for (int i = 0; i < op->segments; i++) {
+        if (i == which) before = total;
+        total += (op->segment[i].rows + GROUP - 1) / GROUP * op->segment[i].group_bytes;
+    }
+    kf_share(total, worker, &from, &to);
+    int64_t size = op->segment[which].group_bytes, all = (op->segment[which].rows + GROUP - 1) / GROUP;
+    groups part = {from <= before ? 0 : (from - before + size - 1) / size,
+                   to <= before ? 0 : (to - before + size - 1) / size};
+    if (part.first > all) part.first = all;
+    if (part.last > all) part.last = all;
+    return part;
+}
+
+/* Where a thread's part of a product begins; NULL where it has none. */
+static const uint8_t *begins(const kf_op *op, const kf_worker *worker)
+{
+    for (int i = 0; op && i < op->segments; i++) {
+        groups part = share_of(op, worker, i);
+        if (part.first < part.last)
+            return op->segment[i].data + part.first * op->segment[i].group_bytes;
+    }
+    return NULL;
+}
+
 static void linear(const kf_op *op, const kf_step *step, const kf_worker *worker)
 {
-    int64_t total = 0, from, to, passed = 0;
-    for (int i = 0; i < op->segments; i++)
-        total += (op->segment[i].rows + GROUP - 1) / GROUP * op->segment[i].group_bytes;
-    kf_share(total, worker, &from, &to);
     int rows = kf_rows(op, step);
+    const uint8_t *after = begins(op->next, worker);
     for (int i = 0; i < op->segments; i++) {
         const kf_segment *s = &op->segment[i];
-        int64_t groups = (s->rows + GROUP - 1) / GROUP, size = s->group_bytes;
-        /* A group belongs to the thread in whose part of the bytes it begins. */
-        int64_t first = (from - passed + size - 1) / size, last = (to - passed + size - 1) / size;
-        first = from <= passed ? 0 : first > groups ? groups : first;
-        last = to <= passed ? 0 : last > groups ? groups : last;
-        passed += groups * size;
+        groups part = share_of(op, worker, i);
+        int64_t size = s->group_bytes, first = part.first, last = part.last;
         int count = (int)(last * GROUP < s->rows ? last * GROUP : s->rows) - (int)first * GROUP;
         if (first >= last) continue;
         if (kf_dense(s->format)) {
@@ -270,7 +296,7 @@ static void linear(const kf_op *op, const kf_step *step, const kf_worker *worker
                            s->first + g * GROUP, valid, rows);
             }
         } else {
-            tiled(op, s, rows, first, last);
+            tiled(op, s, rows, first, last, after);
         }
     }
 }

@@ -44,6 +44,7 @@ class Op(ctypes.Structure):
         *((name, c_void_p) for name in ("keys", "values", "partial")),
         ("segment", POINTER(Segment)),
         ("limit", c_int64),
+        ("next", c_void_p),
     )
 
 

@@ -36,7 +36,7 @@ typedef struct {
     int32_t format, rows, cols, first;
 } kf_segment;
 
-typedef struct {
+typedef struct kf_op {
     int32_t code, flags, kind, width; /* width: columns of `in`, or of one head where heads > 0 */
     int32_t heads, kv_heads, rotated, table;
     int32_t window, sinks, page_shift, segments;
@@ -50,6 +50,7 @@ typedef struct {
     float *partial; /* attention: what each span of a row's past adds up to */
     const kf_segment *segment;
     int64_t limit; /* entries of a table that an index must stay below */
+    const struct kf_op *next; /* the next product: its weights are fetched while others work */
 } kf_op;
 
 enum { KF_TABLES = 8 };

@@ -2,6 +2,7 @@
 #include "pool.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -39,6 +40,8 @@ static void await_change(atomic_uint *word, unsigned old)
     for (int i = 0; i < SPINS; i++) {
         if (atomic_load_explicit(word, memory_order_acquire) != old) return;
         PAUSE();
+        /* On a busy machine the thread waited for may be queued behind this one. */
+        if (i % 64 == 63) sched_yield();
     }
     pthread_mutex_lock(&lock);
     atomic_fetch_add(&sleepers, 1);

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,7 @@ class Program:
         self._keep: list[Any] = []
         self._ops = (Op * len(self._nodes))(*[self._lower(node) for node in self._nodes])
         self._skip_barriers()
+        self._link_products()
         self._check_alike()
         self._arrays = {name: np.zeros(tape.rows, dtype=np.int32) for name in PER_ROW}
         self._step = StepData(**{n: a.ctypes.data for n, a in self._arrays.items()})
@@ -161,6 +162,12 @@ class Program:
         array = (Segment * len(made))(*made)
         self._keep += [array, *(p.data for p in node.pieces)]
         return array
+
+    def _link_products(self) -> None:
+        """Each product learns which one comes next, so that it can fetch its first weights."""
+        products = [op for op in self._ops if op.code == CODES["linear"]]
+        for op, following in pairwise(products):
+            op.next = ctypes.addressof(following)
 
     def _skip_barriers(self) -> None:
         """An operation starts at once if others since the last barrier leave its data alone."""

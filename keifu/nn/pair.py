@@ -1,0 +1,91 @@
+"""The pair: an encoder whose last hidden states are a memory that a decoder reads."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from keifu.nn.part import Part
+from keifu.nn.stack import Output, Stack, StackModule
+from keifu.nn.state import Entry
+from keifu.nn.step import Emit, ignore
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair(Part):
+    """An encoder-decoder (Sutskever et al. 2014; Vaswani et al. 2017): two stacks and a memory.
+
+    The decoder's cross mixers name the memory; generation runs the decoder alone, as any stack.
+    """
+
+    encoder: Stack
+    decoder: Stack
+    memory: str = "encoder"
+    tied: bool = False
+    """The decoder reads the encoder's token table (T5, BART)."""
+
+    def build(self) -> nn.Module:
+        """`encoder` and `decoder`."""
+        return PairModule(self)
+
+    def entries(self) -> list[Mapping[str, Entry]]:
+        """For each use of the decoder, the state its block declares."""
+        return self.decoder.entries()
+
+
+class PairModule(nn.Module):
+    """The built pair."""
+
+    def __init__(self, spec: Pair) -> None:
+        super().__init__()
+        self.spec = spec
+        self.encoder, self.decoder = StackModule(spec.encoder), StackModule(spec.decoder)
+        if spec.tied:
+            self.decoder.input.table = self.encoder.input.table
+
+    def encode(
+        self, source: Tensor, *, attention_mask: Tensor | None = None, emit: Emit = ignore
+    ) -> tuple[Tensor, ...]:
+        """The memory of each row, (length, width): source (batch, time), padding left out."""
+        hidden = self.encoder(source, attention_mask=attention_mask, emit=emit).hidden
+        if attention_mask is None:
+            return tuple(hidden)
+        return tuple(h[keep.bool()] for h, keep in zip(hidden, attention_mask, strict=True))
+
+    def forward(
+        self,
+        source: Tensor,
+        target: Tensor,
+        *,
+        source_mask: Tensor | None = None,
+        target_mask: Tensor | None = None,
+        taps: Collection[str] = (),
+        emit: Emit = ignore,
+    ) -> Output:
+        """Whole sequences: source (batch, time), target (batch, time'), masks 0 at padding.
+
+        Taps are the decoder's; the target is what the decoder reads, already shifted.
+        """
+        memory = self.encode(source, attention_mask=source_mask, emit=emit)
+        return self.decode(target, memory, target_mask=target_mask, taps=taps, emit=emit)
+
+    def decode(
+        self,
+        target: Tensor,
+        memory: Sequence[Tensor],
+        *,
+        target_mask: Tensor | None = None,
+        taps: Collection[str] = (),
+        emit: Emit = ignore,
+    ) -> Output:
+        """The decoder over targets (batch, time), given the memory of each row."""
+        out: Output = self.decoder(
+            target,
+            attention_mask=target_mask,
+            memories={self.spec.memory: tuple(memory)},
+            taps=taps,
+            emit=emit,
+        )
+        return out

@@ -1,0 +1,223 @@
+"""Recurrent token mixers: the simple RNN, the LSTM and the GRU, over ragged rows.
+
+Depth is several blocks: wiring `Plain` makes the classic stack, `Pre` a residual one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from keifu.nn.activations import ACTIVATIONS
+from keifu.nn.linear import Linear
+from keifu.nn.part import Initialised, Part
+from keifu.nn.state import Entry, Fixed, Handle
+from keifu.nn.step import Step
+
+Carry = tuple[Tensor, ...]
+"""What a recurrence hands from token to token: one (rows, ...) tensor each."""
+Cell = Callable[[Tensor, Carry], tuple[Tensor, Carry]]
+"""Inputs (rows, ...) of one moment and the carry -> outputs (rows, ...) and the next carry."""
+
+
+def walk(cell: Cell, x: Tensor, lengths: Sequence[int], carry: Carry) -> tuple[Tensor, Carry]:
+    """A recurrence over ragged rows, moment after moment.
+
+    Rows run longest first, so that those still running are the leading ones and no cell ever
+    sees padding.
+
+    Args:
+        x: (tokens, ...) the rows one after another, `lengths` long.
+        carry: for each row; a row without tokens keeps its own.
+
+    Returns:
+        Outputs (tokens, ...) and the carry after each row's last moment.
+    """
+    size = torch.tensor(lengths)
+    order = size.argsort(descending=True, stable=True)
+    moment = torch.arange(max(lengths))[:, None]
+    running = moment < size[order]
+    index = ((size.cumsum(0) - size)[order] + moment)[running]
+    counts = running.sum(1).tolist()
+    there, place = order.to(x.device), index.to(x.device)
+    carry = tuple(c[there] for c in carry)
+    outs: list[Tensor] = []
+    ended: list[Carry] = []
+    for inputs, rows in zip(x[place].split(counts), counts, strict=True):
+        if rows < carry[0].shape[0]:
+            ended.append(tuple(c[rows:] for c in carry))
+            carry = tuple(c[:rows] for c in carry)
+        out, carry = cell(inputs, carry)
+        outs.append(out)
+    last = zip(carry, *reversed(ended), strict=True)
+    back = there.argsort()
+    return torch.cat(outs)[place.argsort()], tuple(torch.cat(c)[back] for c in last)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recurrent(Part):
+    """Base of the recurrent mixers: x (tokens, width) -> (tokens, hidden)."""
+
+    gates: ClassVar[tuple[str, ...]]
+
+    width: int
+    hidden: int
+    bias: bool = True
+
+    @property
+    def out(self) -> int:
+        """Width of the output, which is what the next moment reads."""
+        return self.hidden
+
+    def state(self) -> Mapping[str, Entry]:
+        """The last output, "h"."""
+        return {"h": Fixed((self.out,))}
+
+
+class _Recurrent(Initialised):
+    """Input products of all tokens at once, then the cell from moment to moment."""
+
+    def __init__(self, spec: Recurrent) -> None:
+        super().__init__()
+        self.spec = spec
+        rows = dict.fromkeys(spec.gates, spec.hidden)
+        size = spec.hidden * len(rows)
+        self.ih = Linear(spec.width, size, bias=spec.bias, rows=rows)
+        self.hh = Linear(spec.out, size, bias=spec.bias, rows=rows)
+
+    def cell(self, x: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        """One moment."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, step: Step, state: Handle | None) -> Tensor:
+        """x (tokens, width) -> (tokens, out)."""
+        entries = self.spec.state()
+        if state is None:
+            carry = tuple(x.new_zeros(step.rows, *e.shape) for e in entries.values())
+        else:
+            carry = tuple(state.get(name).to(x.dtype) for name in entries)
+        y, carry = walk(self.cell, self.ih(x), step.lengths(), carry)
+        if state is not None:
+            for name, value in zip(entries, carry, strict=True):
+                state.set(name, value)
+        return y
+
+    @torch.no_grad()
+    def initialise(self, generator: torch.Generator) -> None:
+        """U(-1/sqrt(hidden), 1/sqrt(hidden)), biases too."""
+        bound = self.spec.hidden**-0.5
+        for parameter in self.parameters():
+            parameter.uniform_(-bound, bound, generator=generator)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RNN(Recurrent):
+    """h = act(W x + U h) (Elman 1990)."""
+
+    gates: ClassVar[tuple[str, ...]] = ("h",)
+    act: str = "tanh"
+
+    def build(self) -> nn.Module:
+        """`ih` and `hh`."""
+        return _RNN(self)
+
+
+class _RNN(_Recurrent):
+    spec: RNN
+
+    def cell(self, x: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        h = ACTIVATIONS[self.spec.act](x + self.hh(carry[0]))
+        return h, (h,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LSTM(Recurrent):
+    """c = f * c + i * g, h = o * tanh(c) (Hochreiter & Schmidhuber 1997; Gers et al. 2000)."""
+
+    gates: ClassVar[tuple[str, ...]] = ("i", "f", "g", "o")
+    project: int | None = None
+    """h is projected to this width (Sak et al. 2014)."""
+
+    @property
+    def out(self) -> int:
+        """The projection's width where there is one."""
+        return self.project or self.hidden
+
+    def build(self) -> nn.Module:
+        """`ih` and `hh` with rows "i", "f", "g", "o"; `project` where there is one."""
+        return _LSTM(self)
+
+    def state(self) -> Mapping[str, Entry]:
+        """The last output "h" and the cell "c"."""
+        return {"h": Fixed((self.out,)), "c": Fixed((self.hidden,))}
+
+
+class _LSTM(_Recurrent):
+    spec: LSTM
+
+    def __init__(self, spec: LSTM) -> None:
+        super().__init__(spec)
+        self.project = Linear(spec.hidden, spec.project) if spec.project else None
+
+    def cell(self, x: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        h, c = carry
+        i, f, g, o = (x + self.hh(h)).chunk(4, dim=-1)
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        h = torch.sigmoid(o) * torch.tanh(c)
+        if self.project is not None:
+            h = self.project(h)
+        return h, (h, c)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GRU(Recurrent):
+    """h = (1 - z) * tanh(W x + r * U h) + z * h (Cho et al. 2014, the reset after the product)."""
+
+    gates: ClassVar[tuple[str, ...]] = ("r", "z", "n")
+
+    def build(self) -> nn.Module:
+        """`ih` and `hh` with rows "r", "z", "n"."""
+        return _GRU(self)
+
+
+class _GRU(_Recurrent):
+    def cell(self, x: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        (h,) = carry
+        xr, xz, xn = x.chunk(3, dim=-1)
+        hr, hz, hn = self.hh(h).chunk(3, dim=-1)
+        z = torch.sigmoid(xz + hz)
+        n = torch.tanh(xn + torch.sigmoid(xr + hr) * hn)
+        h = (1 - z) * n + z * h
+        return h, (h,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bidirectional(Part):
+    """A mixer along the row beside one against it, outputs side by side (Schuster & Paliwal 1997)."""
+
+    along: Part
+    against: Part
+
+    def build(self) -> nn.Module:
+        """`along` and `against`."""
+        return _Bidirectional(self)
+
+
+class _Bidirectional(nn.Module):
+    def __init__(self, spec: Bidirectional) -> None:
+        super().__init__()
+        self.spec = spec
+        self.along, self.against = spec.along.build(), spec.against.build()
+
+    def forward(self, x: Tensor, step: Step, state: Handle | None) -> Tensor:
+        """x (tokens, width) -> (tokens, both widths)."""
+        if state is not None:
+            raise ValueError("a bidirectional mixer keeps no state")
+        spans = [step.span(row) for row in range(step.rows)]
+        turned = torch.cat([torch.arange(s.start, s.stop, device=x.device).flip(0) for s in spans])
+        back = self.against(x[turned], step, None)[turned]
+        return torch.cat([self.along(x, step, None), back], dim=-1)
