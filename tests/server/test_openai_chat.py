@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 
 import openai
@@ -310,6 +311,15 @@ def test_an_error_in_mid_stream_is_raised_by_the_client(
     raw = house.http.post("/v1/chat/completions", json=body).text
     assert raw.rstrip().endswith("}}")
     assert "[DONE]" not in raw
+
+
+def test_an_answer_does_not_wait_for_acknowledgements(house: Running) -> None:
+    times = []
+    for _ in range(12):
+        began = time.monotonic()
+        assert house.chat(max_tokens=1).status_code == 200
+        times.append(time.monotonic() - began)
+    assert min(times) < 0.03  # Nagle's algorithm made every one of them 40 ms longer
 
 
 def test_request_id_is_echoed(house: Running) -> None:
