@@ -195,7 +195,9 @@ class Models:
             return lm
         except Exception as error:
             slot.state = "failed"
-            if isinstance(error, KeifuError):
+            if not self.started and slot is self.slots()[0]:
+                pass  # the process ends with this error, and says it then
+            elif isinstance(error, KeifuError):
                 log.error("%s cannot be loaded: %s", slot.offer.id, error)
             else:
                 log.error("%s cannot be loaded", slot.offer.id, exc_info=error)
@@ -212,8 +214,6 @@ class Models:
 
     def _unload(self, slot: Slot) -> None:
         lm, slot.lm, slot.state, slot.timer = slot.lm, None, "unloaded", None
-        if lm is None or slot.users:
-            slot.lm, slot.state = lm, "ready" if lm else "unloaded"
-            return
+        assert lm is not None  # whoever takes the model stops the timer
         log.info("%s freed after %g s without work", slot.offer.id, self._idle)
         slot.closing = asyncio.create_task(asyncio.to_thread(lm.close))

@@ -313,6 +313,27 @@ def test_an_error_in_mid_stream_is_raised_by_the_client(
     assert "[DONE]" not in raw
 
 
+def test_a_silent_stream_is_kept_alive() -> None:
+    def make(source: str) -> FakeLM:
+        lm = FakeLM(source, reply="late", prefill=0.5)
+        lm.breaks_at = 2 if source == "breaks" else None
+        return lm
+
+    with running(make, sources=["fake", "breaks"], ping_seconds=0.1) as house:
+        raw = house.chat(stream=True).text
+        assert raw.startswith(": ping\n\n: ping\n\n")
+        with openai.OpenAI(base_url=f"{house.url}/v1", api_key="x") as client:
+            chunks = client.chat.completions.create(model="fake", messages=USER, stream=True)
+            assert "".join(c.choices[0].delta.content or "" for c in chunks) == "late"
+        body = {"model": "fake", "max_tokens": 9, "messages": USER, "stream": True}
+        told = house.http.post("/v1/messages", json=body).text
+        assert told.startswith('event: ping\ndata: {"type": "ping"}\n\n')
+        broken = house.chat(model="breaks", stream=True)  # fails after the first ping: a 200
+        assert broken.status_code == 200
+        assert '"error"' in broken.text
+        assert "[DONE]" not in broken.text
+
+
 def test_an_answer_does_not_wait_for_acknowledgements(house: Running) -> None:
     times = []
     for _ in range(12):
