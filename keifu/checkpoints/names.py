@@ -147,7 +147,7 @@ class Rule:
     pieces: Mapping[str, Transform] = field(default_factory=dict)
 
     def match(self, ours: str) -> list[tuple[str, str]] | None:
-        """Their names for one of our parameters, as (piece, name); None if the rule is another's."""
+        """Their names for a parameter of ours, as (piece, name); None if it is another rule's."""
         found = _pattern(self.ours).fullmatch(ours)
         if found is None:
             return None

@@ -69,7 +69,8 @@ class Engine:
         self.pool = StatePool(entries, budget=budget, slots=slots, dtype=dtype, device=device)
         self.context = min(context, self.pool.capacity)
         plain: Runner = TorchRunner(model, self.pool)
-        fast, self.why_plain = [], "not asked for"
+        fast: list[Runner] = []
+        self.why_plain = "not asked for"
         if runners is not None:
             fast, self.why_plain = runners(model, self.pool, self.context)
         self.runners = [*fast, plain]

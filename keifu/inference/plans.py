@@ -1,4 +1,4 @@
-"""Plans: a stack's parts, known by value, lowered to a native tape for steps of a few tokens.
+"""Plans: a stack's parts, known by value, lowered to a native tape.
 
 What a plan does not know (a part, a wiring, a weight format) leaves the whole model on the plain
 path, with the reason (`keifu doctor` and `Plan.why` show it). Plan = plain is a contract test.
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from keifu.core import machine
 from keifu.inference.runner import Runner
 from keifu.nn.attention import Attention
 from keifu.nn.block import Block
@@ -34,10 +35,16 @@ from keifu.nn.state import RequestState, StatePool
 from keifu.nn.step import Step
 from keifu.nn.wiring import BranchPost, Parallel, ParallelNorms, Post, Pre, Sandwich
 
-ROWS = 32
-"""Most tokens of a step that goes through a tape; more are faster as matrix products."""
+FEW, MANY = 32, 512
+"""Most tokens of a step that goes through a tape. Dense weights are faster as matrix products
+beyond a few tokens; packed ones are not: 8-bit dot products do twice the work of bfloat16 ones,
+unless the processor has matrix units for those."""
 TABLE = 1 << 20
 """Most entries of a rotary table that is kept for all positions."""
+
+
+Branch = Callable[..., Value]
+"""(input, residual to add to or None) -> value."""
 
 
 class Unplanned(Exception):
@@ -178,49 +185,48 @@ class _Lowering:
         return self.wire(spec.wiring, module.norms, branches, x)
 
     def wire(
-        self,
-        wiring: object,
-        norms: nn.ModuleDict,
-        branches: dict[str, Callable[..., Value]],
-        x: Value,
+        self, wiring: Any, norms: nn.ModuleDict, branches: dict[str, Branch], x: Value
     ) -> Value:
-        """The residual stream through the branches."""
-        scale = getattr(wiring, "scale", 1.0)
-
-        def join(branch: Callable[..., Value], y: Value) -> None:
-            if scale == 1.0:
-                branch(y, x)
-            else:
-                self.tape.add(branch(y), x, scale=scale, into=x)
-
+        """The residual stream x, in place, through the branches."""
         match wiring:
-            case Pre():
-                for name, branch in branches.items():
-                    join(branch, self.norm(norms[f"{name}_norm"], x))
             case Parallel():
                 y = self.norm(norms[f"{next(iter(branches))}_norm"], x)
                 for branch in branches.values():
-                    join(branch, y)
+                    self.join(wiring, branch, y, x)
             case ParallelNorms():
                 ys = [self.norm(norms[f"{name}_norm"], x) for name in branches]
                 for y, branch in zip(ys, branches.values(), strict=True):
-                    join(branch, y)
-            case Post():
+                    self.join(wiring, branch, y, x)
+            case Pre() | Post() | BranchPost() | Sandwich():
                 for name, branch in branches.items():
-                    join(branch, x)
-                    self.norm(norms[f"{name}_norm"], x, into=x)
-            case BranchPost():
-                for name, branch in branches.items():
-                    y = self.norm(norms[f"{name}_norm"], branch(x))
-                    self.tape.add(y, x, scale=scale, into=x)
-            case Sandwich():
-                for name, branch in branches.items():
-                    y = branch(self.norm(norms[f"{name}_norm"], x))
-                    y = self.norm(norms[f"{name}_post_norm"], y)
-                    self.tape.add(y, x, scale=scale, into=x)
+                    self.in_turn(wiring, norms, name, branch, x)
             case _:
                 raise Unplanned(f"wiring {type(wiring).__name__}")
         return x
+
+    def in_turn(
+        self, wiring: Any, norms: nn.ModuleDict, name: str, branch: Branch, x: Value
+    ) -> None:
+        """One branch of a sequential wiring."""
+        norm = norms[f"{name}_norm"]
+        match wiring:
+            case Pre():
+                self.join(wiring, branch, self.norm(norm, x), x)
+            case Post():
+                self.join(wiring, branch, x, x)
+                self.norm(norm, x, into=x)
+            case BranchPost():
+                self.tape.add(self.norm(norm, branch(x)), x, scale=wiring.scale, into=x)
+            case Sandwich():
+                y = self.norm(norms[f"{name}_post_norm"], branch(self.norm(norm, x)))
+                self.tape.add(y, x, scale=wiring.scale, into=x)
+
+    def join(self, wiring: Any, branch: Branch, y: Value, x: Value) -> None:
+        """Add a branch of y to the stream x: within its last product where it is not scaled."""
+        if wiring.scale == 1.0:
+            branch(y, x)
+        else:
+            self.tape.add(branch(y), x, scale=wiring.scale, into=x)
 
     def logits(self, x: Value) -> Value:
         """Chosen rows through the last norm and the head."""
@@ -243,6 +249,13 @@ class _Lowering:
         return self.tape.output(out)
 
 
+def _rows(model: StackModule) -> int:
+    """Up to how many tokens a tape is the faster way for this model on this machine."""
+    products = [m for m in model.blocks.modules() if isinstance(m, Linear)]
+    packed = all(m.weight is None for m in products)
+    return MANY if packed and "amx_bf16" not in machine.features() else FEW
+
+
 def _vector(parameter: Tensor | None) -> Any:
     return None if parameter is None else parameter.detach().float()
 
@@ -260,13 +273,15 @@ def _reach(mask: Mask) -> tuple[int | None, int]:
 class Plan:
     """A runner over a native tape."""
 
-    def __init__(self, model: StackModule, pool: StatePool, context: int, rows: int = ROWS) -> None:
+    def __init__(
+        self, model: StackModule, pool: StatePool, context: int, rows: int | None = None
+    ) -> None:
         if not native.available():
             raise Unplanned(f"no native kernels: {native.why()}")
         if pool.device.type != "cpu" or pool.fixed or model.shared:
             raise Unplanned("state that is not per token, shared parts, or not on the processor")
-        self.pool, self.rows = pool, rows
-        work = _Lowering(model, pool, Tape(rows), context, {})
+        self.pool, self.rows = pool, rows or _rows(model)
+        work = _Lowering(model, pool, Tape(self.rows), context, {})
         x = work.embed()
         for use, index in enumerate(model.spec.order()):
             x = work.block(use, model.blocks[index], x)
@@ -275,7 +290,7 @@ class Plan:
         self.program = Program(work.tape)
 
     def takes(self, lengths: Sequence[int]) -> bool:
-        """Steps of few tokens."""
+        """Steps that its buffers hold."""
         return sum(lengths) <= self.rows
 
     def run(

@@ -1,0 +1,107 @@
+"""Plan = plain: every family's tiny model gives the same logits on a native tape as in PyTorch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from keifu.families import families
+from keifu.inference.plans import Plan, Unplanned
+from keifu.inference.runner import TorchRunner, step_of
+from keifu.nn.kernels import native
+from keifu.nn.kernels.formats import Packed
+from keifu.nn.linear import Linear, Weight
+from keifu.nn.stack import StackModule
+from keifu.nn.state import RequestState, StatePool
+
+pytestmark = pytest.mark.skipif(not native.available(), reason=native.why())
+PLAIN = {"lamda", "mpt", "opt", "qwen"}
+"""Families whose tiny model has a part that no plan knows yet (bias table, prefix mask ...)."""
+
+
+def model_of(name: str) -> StackModule:
+    made = families[name].tiny().spec().build()
+    assert isinstance(made, StackModule)
+    return made.initialise(seed=2, std=0.3).eval()
+
+
+def runs(runner_of: type, model: StackModule, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Logits of two requests: prompts of 9 and 4 tokens, then three tokens each, together."""
+    pool = StatePool(model.spec.entries(), budget=1 << 22, page=8, dtype=dtype)
+    runner = runner_of(model, pool, 64) if runner_of is Plan else runner_of(model, pool)
+    states, made, out = [pool.open(), pool.open()], torch.Generator().manual_seed(0), []
+
+    def step(rows: list[RequestState], lengths: list[int]) -> None:
+        for state, n in zip(rows, lengths, strict=True):
+            pool.reserve(state, n)
+        ids = torch.randint(0, 90, (sum(lengths),), generator=made).tolist()
+        described = step_of(rows, lengths, [64] * len(rows), torch.device("cpu"))
+        assert runner.takes(lengths)
+        out.append(runner.run(ids, described, rows, range(len(ids))))
+        for state, n in zip(rows, lengths, strict=True):
+            pool.advance(state, n)
+
+    with torch.inference_mode():
+        step(states[:1], [9])
+        step(states[1:], [4])
+        for _ in range(3):
+            step(states, [1, 1])
+        step(states, [5, 2])
+    return torch.cat(out)
+
+
+@pytest.mark.parametrize("name", list(families))
+def test_every_family_gives_the_same_logits(name: str) -> None:
+    model = model_of(name)
+    if name in PLAIN:
+        with pytest.raises(Unplanned):
+            runs(Plan, model)
+        return
+    planned = runs(Plan, model)
+    torch.testing.assert_close(planned, runs(TorchRunner, model), atol=2e-4, rtol=2e-4)
+
+
+@pytest.mark.parametrize("kind", ["q4_0", "q4_1", "q8_0"])
+def test_packed_weights_meet_eight_bit_activations(kind: str) -> None:
+    """The tape against float32 products with the same decoded weights."""
+    model = model_of("llama")
+    for module in list(model.modules()):
+        if isinstance(module, Weight) and module.weight is not None and module.inputs % 32 == 0:
+            module.pack([Packed.quantize(module.weight.detach(), kind)])
+    planned = runs(Plan, model)
+    for module in model.modules():
+        if isinstance(module, Weight) and module.weight is None:
+            dense = module.dense()
+            module.weight, module.pieces, module.tiles = torch.nn.Parameter(dense), (), ()
+    exact = runs(TorchRunner, model)
+    error = (planned - exact).norm() / exact.norm()
+    assert 0 < error < 0.05
+
+
+def test_an_adapter_sends_the_model_to_the_plain_path() -> None:
+    model = model_of("llama")
+    projection = next(m for m in model.modules() if isinstance(m, Linear))
+    projection.deltas.append(lambda x, y: y)
+    pool = StatePool(model.spec.entries(), budget=1 << 22)
+    with pytest.raises(Unplanned, match="adapters"):
+        Plan(model, pool, 64)
+
+
+def test_rows_do_not_depend_on_their_batch() -> None:
+    model = model_of("llama")
+    pool = StatePool(model.spec.entries(), budget=1 << 22, dtype=torch.bfloat16)
+    plan = Plan(model, pool, 64)
+    states = [pool.open() for _ in range(3)]
+    for state in states:
+        pool.reserve(state, 8)
+    ids = [[5, 6, 7], [1, 2, 3], [9, 9, 9]]
+
+    def logits(rows: list[int]) -> torch.Tensor:
+        chosen = [states[r] for r in rows]
+        step = step_of(chosen, [3] * len(rows), [64] * len(rows), torch.device("cpu"))
+        flat = [t for r in rows for t in ids[r]]
+        return plan.run(flat, step, chosen, range(3 * len(rows)))
+
+    with torch.inference_mode():
+        together, alone = logits([0, 1, 2]), [logits([r]) for r in range(3)]
+    assert torch.equal(together, torch.cat(alone))
