@@ -2,87 +2,27 @@
 
 Tensor names are nearly the same for every architecture, so one table speaks of our names; an
 architecture says only where it departs from it. Metadata keys become the keys of the family's
-config.json, so that one reader (`Family.from_hf`) checks both.
+config.json, so that one reader (`Family.from_hf`) checks both; and back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
-from keifu.checkpoints.names import Names, Rule, half_to_pairs, rules
+from torch import Tensor
+
+from keifu.checkpoints.names import Names, Value, rules
 from keifu.core.errors import ConfigError, unknown
-from keifu.families._family import Family
-from keifu.nn.stack import Stack
+from keifu.families import Family, families
+from keifu.families._gguf_arch import STANDARD, Arch, Json, Own, Tensors
+from keifu.families._gguf_llama import LLAMA_ARCHS
+from keifu.families._gguf_rope import rope_tensors
 
-Json = dict[str, Any]
-
-STANDARD = {
-    "token_embd.weight": "input.table.weight",
-    "token_embd_norm.{p}": "input.norm.{p}",
-    "position_embd.weight": "input.positions.weight",
-    "blk.{i}.attn_norm.{p}": "blocks.{i}.norms.mixer_norm.{p}",
-    "blk.{i}.attn_{q,k,v}.{p}": "blocks.{i}.mixer.qkv.{p}",
-    "blk.{i}.attn_output.{p}": "blocks.{i}.mixer.out.{p}",
-    "blk.{i}.attn_q_norm.{p}": "blocks.{i}.mixer.q_norm.{p}",
-    "blk.{i}.attn_k_norm.{p}": "blocks.{i}.mixer.k_norm.{p}",
-    "blk.{i}.post_attention_norm.{p}": "blocks.{i}.norms.mixer_post_norm.{p}",
-    "blk.{i}.ffn_norm.{p}": "blocks.{i}.norms.mlp_norm.{p}",
-    "blk.{i}.post_ffw_norm.{p}": "blocks.{i}.norms.mlp_post_norm.{p}",
-    "blk.{i}.ffn_{gate,up}.{p}": "blocks.{i}.mlp.gate_up.{p}",
-    "blk.{i}.ffn_up.{p}": "blocks.{i}.mlp.up.{p}",
-    "blk.{i}.ffn_down.{p}": "blocks.{i}.mlp.down.{p}",
-    "output_norm.{p}": "norm.{p}",
-    "output.{p}": "head.out.{p}",
-}
-"""GGUF's names <-> ours, wherever an architecture does not say otherwise."""
-
-KEYS = {
-    "vocab_size": "hidden:vocab",
-    "embedding_length": "hidden_size",
-    "feed_forward_length": "intermediate_size",
-    "block_count": "num_hidden_layers",
-    "attention.head_count": "num_attention_heads",
-    "attention.head_count_kv": "num_key_value_heads",
-    "attention.key_length": "head_dim",
-    "context_length": "max_position_embeddings",
-    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
-}
-"""Metadata keys (after the architecture's name) -> keys of a LLaMA-like config.json."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Arch:
-    """How one GGUF architecture departs from the standard."""
-
-    family: str
-    keys: Mapping[str, str] = field(default_factory=lambda: KEYS)
-    fixed: Mapping[str, Any] = field(default_factory=dict)
-    """Config keys that the architecture implies."""
-    rules: Callable[[Family], tuple[Rule, ...]] = lambda family: ()
-    """Rules instead of the standard ones for the same parameters of ours."""
-    ignore: tuple[str, ...] = ()
-    """Metadata keys that say nothing more."""
-
-
-def _paired_rows(family: Any) -> tuple[Rule, ...]:
-    """LLaMA's queries and keys are permuted: GGUF turns neighbouring pairs, we turn halves."""
-    pieces = {"q": half_to_pairs(family.heads), "k": half_to_pairs(family.kv_heads)}
-    qkv = Rule("blk.{i}.attn_{q,k,v}.{p}", "blocks.{i}.mixer.qkv.{p}", pieces=pieces)
-    return (qkv,)
-
-
-ARCHS: Mapping[str, Arch] = {
-    "llama": Arch(family="llama", rules=_paired_rows),
-}
-"""`general.architecture` -> how it is read."""
-
-_COMMON = frozenset(
-    "vocab_size rope.dimension_count rope.freq_base rope.scaling.type rope.scaling.factor "
-    "rope.scaling.original_context_length rope.scaling.finetuned rope.scaling.attn_factor "
-    "attention.value_length".split()
-)
+ARCHS: Mapping[str, Arch] = {**LLAMA_ARCHS}
+"""`general.architecture` -> how it is read and written."""
+_FACTORS = (r"rope_freqs\.weight", r"rope_factors_(long|short)\.weight")
 
 
 def arch_of(metadata: Mapping[str, Any]) -> tuple[str, Arch]:
@@ -95,64 +35,155 @@ def arch_of(metadata: Mapping[str, Any]) -> tuple[str, Arch]:
     return name, ARCHS[name]
 
 
-def config_of(metadata: Mapping[str, Any], tensors: Mapping[str, Any]) -> Json:
-    """The config.json that a file's metadata amounts to.
+def family_of(metadata: Mapping[str, Any]) -> str:
+    """The family that a file belongs to."""
+    name, arch = arch_of(metadata)
+    found = [f for key, f in arch.relatives.items() if f"{name}.{key}" in metadata]
+    return found[0] if found else arch.family
+
+
+def config_of(metadata: Mapping[str, Any], tensors: Tensors) -> Json:
+    """The config.json that a file's metadata (and the names of its tensors) amounts to.
 
     Raises:
         ConfigError: a key is missing, unknown or has a value that cannot be.
     """
     name, arch = arch_of(metadata)
-    prefix = f"{name}."
-    own = {k.removeprefix(prefix): v for k, v in metadata.items() if k.startswith(prefix)}
-    strange = sorted(set(own) - set(arch.keys) - _COMMON - set(arch.ignore))
-    if strange:
-        raise ConfigError(f"GGUF keys {', '.join(prefix + k for k in strange)} are not known")
-    vocab = tensors["token_embd.weight"].shape[0] if "token_embd.weight" in tensors else 0
-    tokens = metadata.get("tokenizer.ggml.tokens")
-    if tokens is not None and vocab and len(tokens) > vocab:
-        raise ConfigError(f"{len(tokens)} tokens, but token_embd.weight has only {vocab} rows")
+    own, names = Own(metadata, name), set(tensors.names())
     config: Json = dict(arch.fixed)
-    for key, theirs in arch.keys.items():
-        if key in own and not theirs.startswith("hidden:"):
-            config[theirs] = _scalar(prefix + key, own[key])
-    for key in ("block_count", "attention.head_count", "embedding_length", "context_length"):
-        value = config.get(arch.keys[key])
-        if not isinstance(value, int) or value < 1:
-            raise ConfigError(f"{prefix}{key}={value!r} is not allowed: a whole number above 0")
-    config["vocab_size"] = vocab or own.get("vocab_size", 0)
-    config["tie_word_embeddings"] = "output.weight" not in tensors
-    config["rope_parameters"] = _rope(own, prefix)
-    return config
+    for key, theirs in {**arch.keys, **arch.optional}.items():
+        value = own.real(key) if _is_real(key) else own.whole(key)
+        if value is not None:
+            config[theirs] = value
+        elif key in arch.keys:
+            raise ConfigError(f"{own.prefix}{key} is missing from the GGUF file")
+    for key in ("attention.value_length", *arch.ignore):
+        own.raw(key)
+    _check_sizes(own, arch, config, len(names))
+    config["vocab_size"] = _vocab(own, metadata, tensors, names, config["hidden_size"])
+    config |= {theirs: True for tensor, theirs in arch.present.items() if tensor in names}
+    config |= {theirs: True for tensor, theirs in arch.absent.items() if tensor not in names}
+    if arch.tied:
+        config[arch.tied] = "output.weight" not in names
+    for also in arch.also:
+        config |= also.read(own, tensors, config)
+    if strange := own.left():
+        raise ConfigError(f"GGUF keys {', '.join(strange[:8])} are not known for {name}")
+    return {key: value for key, value in config.items() if key != "sliding_window" or value}
 
 
-def _scalar(key: str, value: Any) -> Any:
-    """A number; an array (one value a layer) only where all are alike."""
-    if isinstance(value, (list, tuple)):
-        if len(set(value)) != 1:
-            raise ConfigError(f"{key} differs by layer, which is not supported")
-        value = value[0]
-    if isinstance(value, float) and not value == value:
-        raise ConfigError(f"{key} is not a number")
-    return value
+def _is_real(key: str) -> bool:
+    return key.endswith(("epsilon", "softcapping", "scale", "clamp_kqv", "max_alibi_bias"))
 
 
-def _rope(own: Mapping[str, Any], prefix: str) -> Json:
-    """The rotary settings in the published spelling."""
-    base = own.get("rope.freq_base", 10000.0)
-    if not (isinstance(base, float) and 0 < base < 1e12):
-        raise ConfigError(f"{prefix}rope.freq_base={base!r} is not allowed: above 0")
-    rope: Json = {"rope_type": "default", "rope_theta": base}
-    kind = own.get("rope.scaling.type", "none")
-    if kind not in ("none", "linear", "yarn"):
-        raise ConfigError(f"{prefix}rope.scaling.type={kind!r} is not known: none, linear, yarn")
-    if kind != "none":
-        rope |= {"rope_type": kind, "factor": own.get("rope.scaling.factor", 1.0)}
-    if kind == "yarn" and "rope.scaling.original_context_length" in own:
-        rope["original_max_position_embeddings"] = own["rope.scaling.original_context_length"]
-    return rope
+def _check_sizes(own: Own, arch: Arch, config: Json, tensors: int) -> None:
+    """Sizes that contradict each other, by the names of their keys."""
+    theirs = {**arch.keys, **arch.optional}
+    depth, heads, width = (
+        config[theirs[key]] for key in ("block_count", "attention.head_count", "embedding_length")
+    )
+    if depth > tensors:
+        raise own.wrong("block_count", depth, f"at most the file's {tensors} tensors")
+    groups = config.get(theirs.get("attention.head_count_kv", ""), heads)
+    if heads % groups:
+        raise own.wrong(
+            "attention.head_count_kv", groups, f"a divisor of attention.head_count={heads}"
+        )
+    head = config.get(theirs.get("attention.key_length", ""))
+    if head is None and width % heads:
+        raise own.wrong("attention.head_count", heads, f"a divisor of embedding_length={width}")
+    value = own.whole("attention.value_length")
+    if value not in (None, head or width // heads):
+        raise own.wrong("attention.value_length", value, "the same as attention.key_length")
 
 
-def names_of(arch: Arch, family: Family, spec: Stack) -> Names:
-    """The table between the file's tensors and the family's parameters."""
-    standard = Names(rules(STANDARD))
-    return standard.replaced(arch.rules(family))
+def _vocab(
+    own: Own, metadata: Mapping[str, Any], tensors: Tensors, names: set[str], width: int
+) -> int:
+    """Rows of the embedding, which what the metadata says must equal."""
+    said = own.whole("vocab_size")
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    if "token_embd.weight" not in names:
+        raise ConfigError("the GGUF file has no token_embd.weight")
+    shape = tensors.shape("token_embd.weight")
+    if len(shape) != 2 or shape[1] != width:
+        raise own.wrong("embedding_length", width, f"token_embd.weight has shape {list(shape)}")
+    if said not in (None, shape[0]):
+        raise own.wrong("vocab_size", said, f"token_embd.weight has {shape[0]} rows")
+    if tokens is not None and len(tokens) != shape[0]:
+        raise ConfigError(
+            f"tokenizer.ggml.tokens has {len(tokens)} entries, but token_embd.weight "
+            f"{shape[0]} rows"
+        )
+    return shape[0]
+
+
+def names_of(arch: Arch, family: Family) -> Names:
+    """The table between a file's tensors and the family's parameters."""
+    return Names(rules(STANDARD), drop=_FACTORS).replaced(arch.rules(family))
+
+
+def arch_for(family_name: str) -> str:
+    """The architecture that a family is written as.
+
+    Raises:
+        ConfigError: GGUF has none.
+    """
+    for name, arch in ARCHS.items():
+        if family_name in (arch.family, *arch.relatives.values()):
+            return name
+    known = sorted({f for a in ARCHS.values() for f in (a.family, *a.relatives.values())})
+    raise ConfigError(f"GGUF has no architecture for {family_name}; known: {', '.join(known)}")
+
+
+@dataclass(frozen=True)
+class _Shapes:
+    """Names and shapes of tensors that are yet to be written, and the few that are there."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    values: Mapping[str, Tensor]
+
+    def names(self) -> list[str]:
+        """All names."""
+        return [*self.shapes, *self.values]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape."""
+        return tuple(self.values[name].shape) if name in self.values else self.shapes[name]
+
+    def read(self, name: str) -> Value:
+        """One that is there."""
+        return self.values[name]
+
+
+def metadata_of(
+    family: Family, arch_name: str, shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The keys of a family's configuration as an architecture's, and the tensors they need.
+
+    Args:
+        shapes: names (GGUF's) and shapes of the tensors that will be written.
+
+    Raises:
+        ConfigError: what this reader would make of the keys is another model: names the fields.
+    """
+    arch, config = ARCHS[arch_name], family.to_hf()
+    own: dict[str, Any] = {"vocab_size": config["vocab_size"]}
+    for key, theirs in {**arch.keys, **arch.optional}.items():
+        if config.get(theirs) is not None:
+            own[key] = float(config[theirs]) if _is_real(key) else config[theirs]
+    if "attention.key_length" in own:
+        own["attention.value_length"] = own["attention.key_length"]
+    for also in arch.also:
+        own |= also.write(config)
+    metadata = {"general.architecture": arch_name}
+    metadata |= {f"{arch_name}.{key}": value for key, value in own.items()}
+    extra = rope_tensors(config)
+    implied = config_of(metadata, _Shapes(shapes, extra))
+    again = families[family_of(metadata)].from_hf(implied)
+    if again.spec() != family.spec() or again.context != family.context:
+        kept = {f.name: getattr(again, f.name) for f in fields(again)}
+        mine = {f.name: getattr(family, f.name) for f in fields(family)}
+        lost = [f"{k}={v!r:.60}" for k, v in mine.items() if k not in kept or kept[k] != v]
+        raise ConfigError(f"GGUF's {arch_name} cannot express {', '.join(lost)}")
+    return metadata, extra

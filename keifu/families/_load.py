@@ -17,8 +17,7 @@ from keifu.checkpoints.source import TensorSource, read_json
 from keifu.checkpoints.store import pull
 from keifu.checkpoints.transfer import fill
 from keifu.core.errors import ConfigError, KeifuError, unknown
-from keifu.families import ARCHITECTURES, Family, families
-from keifu.families._gguf import arch_of, config_of, names_of
+from keifu.families import ARCHITECTURES, Family, _gguf, families
 from keifu.nn.part import build
 from keifu.nn.stack import StackModule
 from keifu.text.from_gguf import load_gguf
@@ -69,9 +68,10 @@ def _is_gguf(path: Path) -> bool:
 
 def _open_gguf(path: Path) -> Checkpoint:
     file = GGUFFile(path)
-    _, arch = arch_of(file.metadata)
-    config = config_of(file.metadata, file.tensors)
-    family = families[arch.family].from_hf(config)
+    _, arch = _gguf.arch_of(file.metadata)
+    config = _gguf.config_of(file.metadata, file)
+    family_name = _gguf.family_of(file.metadata)
+    family = families[family_name].from_hf(config)
     generation = {
         key: file.metadata[f"general.sampling.{theirs}"]
         for theirs, key in (("temp", "temperature"), ("top_k", "top_k"), ("top_p", "top_p"),
@@ -80,9 +80,9 @@ def _open_gguf(path: Path) -> Checkpoint:
     }  # fmt: skip
     return Checkpoint(
         path=path,
-        family_name=arch.family,
+        family_name=family_name,
         family=family,
-        names=names_of(arch, family, family.spec()),
+        names=_gguf.names_of(arch, family),
         source=file,
         tokenizer=lambda: load_gguf(file.metadata),
         generation=generation,

@@ -22,7 +22,7 @@ _TONGYI = "Tongyi Qianwen Licence"
 
 
 def _sizes(
-    width: int, hidden: int, depth: int, heads: int, kv_heads: int | None = None, **more: Any
+    width: int, hidden: int, depth: int, heads: int, kv_heads: int | None = None, /, **more: Any
 ) -> dict[str, Any]:
     """The keys that every LLaMA-like config.json has."""
     return {
