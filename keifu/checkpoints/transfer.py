@@ -43,6 +43,7 @@ def fill(
             every shape that does not fit.
     """
     available, used = set(source.names()), set[str]()
+    names = names.fitted(available)
     missing: list[str] = []
     parameters = dict(model.named_parameters())
     for done, (ours, parameter) in enumerate(parameters.items()):

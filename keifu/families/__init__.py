@@ -24,6 +24,22 @@ ARCHITECTURES = {
     "QWenLMHeadModel": "qwen",
     "Qwen3ForCausalLM": "qwen3",
     "StableLmForCausalLM": "stablelm",
+    "OpenAIGPTLMHeadModel": "gpt-1",
+    "OpenAIGPTDoubleHeadsModel": "gpt-1",
+    "GPT2LMHeadModel": "gpt-2",
+    "GPT2DoubleHeadsModel": "gpt-2",
+    "GPT3LMHeadModel": "gpt-3",
+    "GPTJForCausalLM": "gpt-j",
+    "GPTNeoXForCausalLM": "gpt-neox",
+    "GPTNeoXJapaneseForCausalLM": "gpt-neox-japanese",
+    "OPTForCausalLM": "opt",
+    "BloomForCausalLM": "bloom",
+    "FalconForCausalLM": "falcon",
+    "MptForCausalLM": "mpt",
+    "MPTForCausalLM": "mpt",
+    "PaLMForCausalLM": "palm",
+    "LaMDAForCausalLM": "lamda",
+    "PhiForCausalLM": "phi",
 }
 """`architectures` of published configs -> family."""
 

@@ -24,14 +24,17 @@ ACTS = {
     "swish": "silu",
     "swiglu": "silu",
     "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_new": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
     "relu": "relu",
     "relu2": "relu2",
     "quick_gelu": "quick_gelu",
 }
 """Published activation names -> ours."""
+
+NEW_ACTS = {"gelu_new": "gelu_tanh", **ACTS}
+"""The same, for families that call the approximate GELU "gelu_new"."""
 
 GENERIC = frozenset(
     "architectures model_type torch_dtype dtype transformers_version use_cache auto_map "
@@ -49,8 +52,8 @@ GENERIC = frozenset(
     "remove_invalid_values exponential_decay_length_penalty suppress_tokens "
     "begin_suppress_tokens pretraining_tp unk_token_id mask_token_id image_token_id "
     "layer_norm_dropout attention_dropout hidden_dropout resid_dropout embd_dropout "
-    "attn_dropout resid_pdrop embd_pdrop attn_pdrop embed_dropout embedding_dropout dropout "
-    "activation_dropout layerdrop classifier_dropout summary_type summary_use_proj "
+    "attn_dropout resid_pdrop embd_pdrop emb_pdrop attn_pdrop embed_dropout embedding_dropout "
+    "dropout activation_dropout layerdrop classifier_dropout summary_type summary_use_proj "
     "summary_activation summary_proj_to_labels summary_first_dropout hidden_dropout_prob "
     "attention_probs_dropout_prob classifier_dropout_prob attention_dropout_prob "
     "emb_dropout_prob use_flash_attn flash_attn fp16 bf16 fp32 onnx_safe".split()
@@ -77,6 +80,8 @@ class Act:
 
     key: str = "hidden_act"
     ours: str = "act"
+    known: Mapping[str, str] = field(default_factory=lambda: ACTS)
+    """Published names -> ours."""
 
     def names(self) -> frozenset[str]:
         """The one key."""
@@ -87,15 +92,14 @@ class Act:
         if config.get(self.key) is None:
             return {}
         name = config[self.key]
-        if name not in ACTS:
-            raise ConfigError(f"{self.key}={name!r} is not known; known: {', '.join(ACTS)}")
-        return {self.ours: ACTS[name]}
+        if name not in self.known:
+            raise ConfigError(f"{self.key}={name!r} is not known; known: {', '.join(self.known)}")
+        return {self.ours: self.known[name]}
 
     def write(self, values: Json) -> dict[str, Any]:
         """The first published name of ours."""
-        names = {"gelu_tanh": "gelu_pytorch_tanh"}
         act = values[self.ours]
-        return {self.key: names.get(act, act)}
+        return {self.key: next(name for name, ours in self.known.items() if ours == act)}
 
 
 _ROPE_KEYS = {
@@ -295,6 +299,7 @@ class Fields:
             written on export.
         ignore: their keys that do not matter.
         nullable: our fields for which an explicit null is a value (elsewhere it is the default).
+        aliases: keys of older configs -> the key of today.
     """
 
     architecture: str
@@ -304,6 +309,7 @@ class Fields:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     ignore: frozenset[str] = frozenset()
     nullable: frozenset[str] = frozenset()
+    aliases: Mapping[str, str] = field(default_factory=dict)
 
     def replaced(
         self,
@@ -334,6 +340,13 @@ class Fields:
         for extra in self.extra:
             known |= extra.names()
         faults = []
+        config, old = dict(config), {k: v for k, v in config.items() if k in self.aliases}
+        for key, value in old.items():
+            del config[key]
+            if config.get(self.aliases[key]) is None:
+                config[self.aliases[key]] = value
+            elif value not in (None, config[self.aliases[key]]):
+                faults.append(f"{key}={value!r} contradicts {self.aliases[key]}")
         for key in sorted(set(config) - known):
             close = nearest(key, known, 1)
             faults.append(f"unknown key {key!r}" + (f" (nearest: {close[0]})" if close else ""))

@@ -143,18 +143,29 @@ def export(
 
 @torch.no_grad()
 def both_ways(
-    family_class: type[Family], theirs: Any, folder: Path, *, by_length: bool = False
+    family_class: type[Family],
+    theirs: Any,
+    folder: Path,
+    *,
+    by_length: bool = False,
+    saved: bool = False,
 ) -> StackModule:
     """All of it: their weights in ours, our export in theirs, our export in ours.
 
     by_length: rotary scaling follows the length. Theirs takes the longest row's as it grows, ours
     each request's own, fixed at admission (DESIGN.md), so only whole sequences compare.
+    saved: take their weights as they save them, where their class has other names in memory.
     """
     randomise(theirs)
     theirs.eval()
     config = json.loads(theirs.config.to_json_string(use_diff=False))
     family = family_class.from_hf(config)
-    ours, ids = converted(family, theirs), tokens(theirs.config.vocab_size)
+    if saved:
+        theirs.save_pretrained(folder.with_name("theirs"))
+        ours = build_model(open_checkpoint(folder.with_name("theirs")))
+    else:
+        ours = converted(family, theirs)
+    ids = tokens(theirs.config.vocab_size)
     same_logits(ours, theirs, ids, padded=not by_length)
     if not by_length:
         same_greedy(ours, theirs, theirs.config.vocab_size)
