@@ -237,8 +237,11 @@ class Engine:
             output = self._waiting[0]
             if output.pending > self.pool.free_tokens and self._running:
                 return
+            try:
+                output.state = self.pool.open()
+            except OutOfState:  # forks hold all slots: wait until an output ends
+                return
             self._waiting.popleft()
-            output.state = self.pool.open()
             if not output.started:
                 output.started = time.monotonic()
             if output.job.sampling.beams > 1:

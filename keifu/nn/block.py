@@ -44,9 +44,12 @@ class Block(Part):
         }
 
 
-class Scoped:
-    """A part's view of its owner's state: a branch's of its block's, a sub-part's of its part's."""
+def scoped(state: Handle | None, name: str) -> Handle | None:
+    """The view that a branch has of its block's state, or a part inside a part of its owner's."""
+    return None if state is None else _Scoped(state, name)
 
+
+class _Scoped:
     def __init__(self, handle: Handle, branch: str) -> None:
         self._handle, self._branch = handle, branch
 
@@ -79,12 +82,7 @@ class _Block(nn.Module):
     def forward(self, x: Tensor, step: Step, state: Handle | None) -> Tensor:
         """x (tokens, width) -> (tokens, width)."""
         branches = {
-            name: partial(
-                self._branch,
-                name,
-                step=step,
-                state=Scoped(state, name) if state is not None else None,
-            )
+            name: partial(self._branch, name, step=step, state=scoped(state, name))
             for name in self.spec.branches()
         }
         return self.spec.wiring.run(x, branches, self.norms)

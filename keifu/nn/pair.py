@@ -89,3 +89,9 @@ class PairModule(nn.Module):
             emit=emit,
         )
         return out
+
+    def initialise(self, seed: int = 0, std: float = 0.02) -> PairModule:
+        """Both stacks' own; the same seed, the same weights."""
+        self.encoder.initialise(seed, std)
+        self.decoder.initialise(seed + 1, std)
+        return self

@@ -33,7 +33,7 @@ class Initialised(nn.Module):
     """A module whose first values are its own affair, not N(0, std): an LSTM's, Mamba's poles."""
 
     def initialise(self, generator: torch.Generator) -> None:
-        """Draw every parameter below this module."""
+        """Set what below this module does not start from N(0, std)."""
         raise NotImplementedError
 
 

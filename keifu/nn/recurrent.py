@@ -197,7 +197,7 @@ class _GRU(_Recurrent):
 
 @dataclass(frozen=True, kw_only=True)
 class Bidirectional(Part):
-    """A mixer along the row beside one against it, outputs side by side (Schuster & Paliwal 1997)."""
+    """One mixer along the row, one against it, side by side (Schuster & Paliwal 1997)."""
 
     along: Part
     against: Part

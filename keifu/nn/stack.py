@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from keifu.nn.block import Block
 from keifu.nn.linear import Weight
 from keifu.nn.norms import Norm
-from keifu.nn.part import Part
+from keifu.nn.part import Initialised, Part
 from keifu.nn.state import Entry, Handle
 from keifu.nn.step import Emit, Step, fresh_step, ignore
 
@@ -177,6 +177,9 @@ class StackModule(nn.Module):
                 with torch.no_grad():
                     drawn = residual if writes and residual is not None else std
                     parameter.normal_(0.0, drawn, generator=made)
+        for module in self.modules():
+            if isinstance(module, Initialised):
+                module.initialise(made)
         return self
 
 
