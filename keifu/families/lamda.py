@@ -80,7 +80,7 @@ class LaMDA(Family):
         )
 
     def names(self) -> Names:
-        """Those of T5's decoder."""
+        """Those of T5, whose layers have two parts where there is no encoder."""
         layer, ours = "decoder.block.{i}.layer", "blocks.{i}"
         attention = f"{layer}.0.SelfAttention"
         table = {
