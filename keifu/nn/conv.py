@@ -1,0 +1,66 @@
+"""Short causal convolution, one filter a channel: the local mixer of state-space models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from keifu.nn.part import Initialised, Part, parameter
+from keifu.nn.state import Entry, Fixed, Handle
+from keifu.nn.step import Step
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShortConv(Part):
+    """y_t = sum_j w_j x_(t - kernel + 1 + j) + b for each channel, zeros before the row."""
+
+    width: int
+    kernel: int = 4
+    bias: bool = True
+
+    def build(self) -> nn.Module:
+        """`weight` (width, kernel) and `bias`."""
+        return _ShortConv(self)
+
+    def state(self) -> Mapping[str, Entry]:
+        """The last kernel - 1 inputs."""
+        return {"tail": Fixed((self.kernel - 1, self.width))}
+
+
+class _ShortConv(Initialised):
+    def __init__(self, spec: ShortConv) -> None:
+        super().__init__()
+        self.spec = spec
+        self.weight = parameter(spec.width, spec.kernel)
+        self.bias = parameter(spec.width) if spec.bias else None
+
+    def forward(self, x: Tensor, step: Step, state: Handle | None) -> Tensor:
+        """x (tokens, width) -> (tokens, width)."""
+        before, lengths = self.spec.kernel - 1, step.lengths()
+        if state is None:
+            tails = x.new_zeros(step.rows, before, self.spec.width)
+        else:
+            tails = state.get("tail").to(x.dtype)
+        # One convolution over all rows, each behind its tail; what crosses rows is not taken.
+        rows = [t for pair in zip(tails, x.split(lengths), strict=True) for t in pair]
+        line = torch.cat(rows)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        weight = self.weight.to(x.dtype)[:, None]
+        y = F.conv1d(line.T[None], weight, bias, groups=self.spec.width)[0].T
+        shift = torch.arange(step.rows).repeat_interleave(torch.tensor(lengths)) * before
+        y = y[(torch.arange(x.shape[0]) + shift).to(x.device)]
+        if state is not None:
+            ends = [end + before * (row + 1) for row, end in enumerate(step.offsets[1:])]
+            state.set("tail", torch.stack([line[end - before : end] for end in ends]))
+        return y
+
+    @torch.no_grad()
+    def initialise(self, generator: torch.Generator) -> None:
+        """U(-1/sqrt(kernel), 1/sqrt(kernel)), the bias too."""
+        bound = self.spec.kernel**-0.5
+        for each in self.parameters():
+            each.uniform_(-bound, bound, generator=generator)
