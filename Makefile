@@ -41,10 +41,11 @@ docs: .venv/.test
 clean:
 	rm -rf .venv build *.egg-info keifu/nn/kernels/*.so
 
-# A stamp a set of extras. Again when the requirements change or a kernel has to be built anew.
+# A stamp a set of extras. Built with the pinned setuptools, but for bench, where llama-cpp-python
+# brings its own build tools. Again when the requirements change or a kernel has to be built anew.
 .venv/.%: $(INPUTS) | .venv/.made
 	@echo "installing keifu[$*] into .venv (the first time takes a few minutes)"
-	$(PIP) --no-build-isolation -e '.[$*]'
+	$(PIP) $(if $(filter bench,$*),,--no-build-isolation) -e '.[$*]'
 	@touch $@
 
 .venv/.made: constraints.txt
