@@ -23,6 +23,7 @@ VERBS = {
     "complete": Verb("keifu.cli.complete:command", RUN, "Continue a text."),
     "models": Verb("keifu.cli.models:app", RUN, "Pull, list, show and remove models."),
     "embed": Verb("keifu.cli.embed:command", USE, "Turn texts into vectors."),
+    "bench": Verb("keifu.cli.bench:command", KNOW, "How fast a model runs, beside its peers."),
     "tree": Verb("keifu.cli.tree:command", KNOW, "The family tree: what descends from what."),
     "diff": Verb("keifu.cli.diff:command", KNOW, "What one family changed against another."),
     "list": Verb("keifu.cli.listing:listing", KNOW, "What there is of a kind."),

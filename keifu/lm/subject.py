@@ -1,0 +1,89 @@
+"""Keifu as a subject of benchmarks: `python -m keifu.lm.subject`, and what a token costs at least.
+
+Beside the requests of `peers` it answers {"do": "ceilings", "threads": 2} with what the machine
+can do at most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from keifu.lm import peers
+
+
+class Ours:
+    """Keifu as a subject: what `keifu.load` gives."""
+
+    def __init__(self) -> None:
+        import torch
+
+        import keifu
+        import keifu.lm.local
+
+        self.version = f"{keifu.__version__} (torch {torch.__version__})"
+        self._lm: Any = None
+
+    def load(self, model: str, threads: int, context: int) -> Mapping[str, Any]:
+        """As `keifu chat` does."""
+        from keifu.lm import load
+
+        self._lm = load(model, threads=threads, ctx=context)
+        engine = self._lm.engine
+        return {
+            "weights": "as in the file",
+            "path": type(engine.runners[0]).__name__,
+            "why_plain": engine.why_plain,
+            "vocab": self._lm.tokenizer.vocab_size,
+            **work(engine),
+        }
+
+    def generate(self, prompt: list[int], new: int) -> Iterable[int]:
+        """Through the engine, as any request."""
+        options = {"max_tokens": new, "temperature": 0, "ignore_eos": True}
+        for delta in self._lm.complete_stream(prompt, **options):
+            yield from delta.tokens
+
+    def logprobs(self, tokens: list[int]) -> list[float]:
+        """Through the engine's prompt log-probabilities."""
+        return list(self._lm.score(tokens[:1], tokens[1:]).logprobs)
+
+
+def work(engine: Any) -> dict[str, int]:
+    """What one token costs at least, from the built model.
+
+    `bytes`: weights read (each block use, the head or the tied table once); `state`: bytes of
+    state a token of context adds to that; `flops`: products with weights, without the head.
+    """
+    from keifu.nn.linear import Linear, Weight
+
+    model = engine.model
+    uses = [m for i in model.spec.order() for m in model.blocks[i].modules()]
+    products = [m for m in uses if isinstance(m, Linear)]
+    head = [m for m in model.head.modules() if isinstance(m, Weight)] if model.head else []
+    read: list[Weight] = [*products, *(head or [model.input.table])]
+    return {
+        "bytes": sum(map(_stored, read)),
+        "state": engine.pool.token_bytes,
+        "flops": 2 * sum(m.inputs * m.outputs for m in products),
+    }
+
+
+def _stored(weight: Any) -> int:
+    if weight.weight is not None:
+        return int(weight.weight.nbytes)
+    return sum(int(piece.data.nbytes) for piece in weight.pieces)
+
+
+def ceilings(threads: int) -> dict[str, float]:
+    """Bytes and bfloat16 operations a second, measured in this process."""
+    import torch
+
+    from keifu.inference.ceilings import bandwidth, matrix_peak
+
+    torch.set_num_threads(threads)
+    return {"bandwidth": bandwidth(), "bf16": matrix_peak(torch.bfloat16)}
+
+
+if __name__ == "__main__":
+    peers.serve(Ours, {"ceilings": ceilings})

@@ -1,0 +1,50 @@
+"""A subject with known speeds: `python fake_subject.py VERSION SECONDS_A_TOKEN [fail|absent]`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from keifu.lm import peers
+
+VERSION, STEP, *HOW = sys.argv[1:]
+FACTS = {"weights": "none", "vocab": 50, "bytes": 1000, "state": 10, "flops": 4000}
+
+
+class Fake:
+    """Reads 4 prompt tokens in the time of one step."""
+
+    version = VERSION
+
+    def __init__(self) -> None:
+        print("noise on standard output must not reach the answers")
+        if HOW == ["absent"]:
+            raise ImportError("No module named 'fake'")
+        self.held = b""
+
+    def load(self, model: str, threads: int, context: int) -> dict[str, Any]:
+        if HOW == ["fail"]:
+            raise ValueError(f"cannot read {model.rsplit('/', 1)[-1]}")
+        if HOW == ["die"]:
+            print("out of luck", file=sys.stderr)
+            sys.exit(3)
+        self.held = b"x" * (64 << 20)
+        return {**FACTS, "path": "Fake", "why_plain": ""}
+
+    def generate(self, prompt: list[int], new: int) -> Iterator[int]:
+        time.sleep(len(prompt) / 4 * float(STEP))
+        for token in range(new):
+            yield token
+            time.sleep(float(STEP))
+
+    def logprobs(self, tokens: list[int]) -> list[float]:
+        return [-1.0 for _ in tokens[1:]]
+
+
+def ceilings(threads: int) -> dict[str, float]:
+    return {"bandwidth": 2e6 * threads, "bf16": 8e6 * threads}
+
+
+peers.serve(Fake, {"ceilings": ceilings})
