@@ -17,10 +17,11 @@ from keifu.checkpoints.names import Names, Value, rules
 from keifu.core.errors import ConfigError, unknown
 from keifu.families import Family, families
 from keifu.families._gguf_arch import STANDARD, Arch, Json, Own, Tensors
+from keifu.families._gguf_gpt import GPT_ARCHS
 from keifu.families._gguf_llama import LLAMA_ARCHS
 from keifu.families._gguf_rope import rope_tensors
 
-ARCHS: Mapping[str, Arch] = {**LLAMA_ARCHS}
+ARCHS: Mapping[str, Arch] = {**LLAMA_ARCHS, **GPT_ARCHS}
 """`general.architecture` -> how it is read and written."""
 _FACTORS = (r"rope_freqs\.weight", r"rope_factors_(long|short)\.weight")
 
@@ -60,7 +61,8 @@ def config_of(metadata: Mapping[str, Any], tensors: Tensors) -> Json:
     for key in ("attention.value_length", *arch.ignore):
         own.raw(key)
     _check_sizes(own, arch, config, len(names))
-    config["vocab_size"] = _vocab(own, metadata, tensors, names, config["hidden_size"])
+    width = config[arch.keys["embedding_length"]]
+    config["vocab_size"] = _vocab(own, metadata, tensors, names, width)
     config |= {theirs: True for tensor, theirs in arch.present.items() if tensor in names}
     config |= {theirs: True for tensor, theirs in arch.absent.items() if tensor not in names}
     if arch.tied:
