@@ -108,12 +108,15 @@ class Prefix(Mask):
         return True
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Both(Mask):
     """Visible under both rules."""
 
     first: Mask
     second: Mask
+
+    def __repr__(self) -> str:
+        return f"{self.first} & {self.second}"
 
     def allowed(self, query: Tensor, key: Tensor, prefix: int = 0) -> Tensor:
         """first and second."""
@@ -141,12 +144,15 @@ class Both(Mask):
         return self.first.streams or self.second.streams
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Either(Mask):
     """Visible under at least one rule."""
 
     first: Mask
     second: Mask
+
+    def __repr__(self) -> str:
+        return f"{self.first} | {self.second}"
 
     def allowed(self, query: Tensor, key: Tensor, prefix: int = 0) -> Tensor:
         """first or second."""
