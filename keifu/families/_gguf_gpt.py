@@ -92,12 +92,17 @@ class MPTKeys:
         hidden = own.whole(_HIDDEN) or 4 * config["d_model"]
         if own.whole(_GROUPS) not in (None, config["n_heads"]):
             raise own.wrong(_GROUPS, own.raw(_GROUPS), "attention.head_count: no shared keys")
+        most = own.real("attention.max_alibi_bias") or 8.0
+        if most != int(most):
+            raise own.wrong("attention.max_alibi_bias", most, "a whole number above 0")
         attention = {
-            "alibi_bias_max": own.real("attention.max_alibi_bias") or 8.0,
+            "alibi_bias_max": int(most),
             "clip_qkv": own.real("attention.clamp_kqv"),
             "qk_ln": "blk.0.attn_q_norm.weight" in tensors.names(),
         }
-        return {"attn_config": attention, "expansion_ratio": hidden / config["d_model"]}
+        whole, rest = divmod(hidden, config["d_model"])
+        ratio = hidden / config["d_model"] if rest else whole
+        return {"attn_config": attention, "expansion_ratio": ratio}
 
     def write(self, config: Json) -> Json:
         """What there is."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from keifu.families._published_gpt import GPT_LIKE
 from keifu.families._published_llama import LLAMA_LIKE
 from keifu.families._published_row import Published
 
-PUBLISHED: Mapping[str, Published] = {**LLAMA_LIKE}
+PUBLISHED: Mapping[str, Published] = {**LLAMA_LIKE, **GPT_LIKE}
 """Every published checkpoint that we know the configuration of."""

@@ -31,7 +31,7 @@ class MPT(Decoder):
     heads: int = 32
     act: str = "gelu"
     bias: bool = False
-    max_bias: float = 8
+    max_bias: int = 8
     """ALiBi's steepest exponent (StoryWriter: 16)."""
     clip: float | None = None
     qk_norm: bool = False
@@ -68,6 +68,7 @@ class MPT(Decoder):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hidden", int(self.width * self.ratio))
+        object.__setattr__(self, "clip", None if self.clip is None else float(self.clip))
         super().__post_init__()
 
     def norm(self) -> LayerNorm:

@@ -40,7 +40,7 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     "falcon-11b": ("falcon", {"norms": 1}),
     "falcon-7b": ("falcon", {"new": False, "groups": None}),
     "mpt": ("mpt", {"prefix": False}),
-    "mpt-plain": ("mpt", {"prefix": False, "clip": None, "qk_norm": False, "max_bias": 16.0}),
+    "mpt-plain": ("mpt", {"prefix": False, "clip": None, "qk_norm": False, "max_bias": 16}),
     "phi2": ("phi", {"qk_norm": False}),
 }
 READ_BY_TRANSFORMERS = ("gpt2-published", "gpt2-untied", "bloom", "bloom-four")

@@ -97,7 +97,7 @@ def slow(model: StackModule, family: MPT, ids: Tensor, prefix: int) -> Tensor:
     return norm(x, "norm") @ weights["input.table.weight"].T
 
 
-def made(most: float = 8) -> tuple[MPT, StackModule]:
+def made(most: int = 8) -> tuple[MPT, StackModule]:
     family = replace(MPT.tiny(), max_bias=most)
     model = family.spec().build()
     assert isinstance(model, StackModule)
@@ -111,7 +111,7 @@ def made(most: float = 8) -> tuple[MPT, StackModule]:
 
 @torch.no_grad()
 @pytest.mark.parametrize(("prefix", "most"), [(0, 8), (6, 16)])
-def test_normed_queries_and_a_prefix_equal_the_slow_equations(prefix: int, most: float) -> None:
+def test_normed_queries_and_a_prefix_equal_the_slow_equations(prefix: int, most: int) -> None:
     """Also StoryWriter's steeper slopes, which the class in transformers does not read."""
     family, model = made(most)
     ids = tokens(96, 1, 11)[0]
