@@ -291,7 +291,7 @@ static void linear(const kf_op *op, const kf_step *step, const kf_worker *worker
         } else if (op->flags & KF_EXACT) {
             for (int64_t g = first; g < last; g++) {
                 int valid = s->rows - g * GROUP < GROUP ? s->rows - g * GROUP : GROUP;
-                unpack(s->format, s->data + g * size, s->cols, valid, worker->scratch, s->cols);
+                unpack(s->format, s->data + g * size, s->cols, 0, valid, worker->scratch, s->cols);
                 dense_rows(op, KF_F32, (const uint8_t *)worker->scratch, s->cols,
                            s->first + g * GROUP, valid, rows);
             }

@@ -77,8 +77,9 @@ typedef void (*kf_kernel)(const kf_op *, const kf_step *, const kf_worker *);
 typedef struct {
     const char *name;
     kf_kernel kernels[KF_CODES];
-    /* One group of 16 rows as floats, row by row; only `valid` rows are written. */
-    void (*unpack)(int format, const uint8_t *group, int cols, int valid, float *out, size_t stride);
+    /* Rows [first, last) of a group of 16 as floats, row by row. */
+    void (*unpack)(int format, const uint8_t *group, int cols, int first, int last, float *out,
+                   size_t stride);
     void (*narrow)(const float *in, uint16_t *out, size_t count);
 } kf_isa;
 

@@ -138,7 +138,7 @@ static void unpack_groups(void *argument, const kf_worker *worker)
         int valid = c->rows - g * GROUP < GROUP ? c->rows - g * GROUP : GROUP;
         size_t start = g * GROUP * cols;
         float *to = c->floats ? (float *)c->out + start : worker->scratch;
-        kf_kernels()->unpack(c->format, c->tiled + g * bytes, c->cols, valid, to, cols);
+        kf_kernels()->unpack(c->format, c->tiled + g * bytes, c->cols, 0, valid, to, cols);
         if (!c->floats) kf_kernels()->narrow(to, (uint16_t *)c->out + start, valid * cols);
     }
 }

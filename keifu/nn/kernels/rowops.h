@@ -50,7 +50,8 @@ static void embed(const kf_op *op, const kf_step *step, const kf_worker *worker)
         int64_t entry = op->flags & KF_BY_ROW ? step->tokens[row]
                                               : step->positions[row] + (int64_t)op->offset;
         float *out = op->out + row * op->out_stride, *values = worker->scratch;
-        unpack_row(s->format, s->data + entry / GROUP * s->group_bytes, s->cols, entry % GROUP, values);
+        unpack(s->format, s->data + entry / GROUP * s->group_bytes, s->cols, entry % GROUP,
+               entry % GROUP + 1, values, s->cols);
         for (int i = 0; i < op->width; i++)
             out[i] = op->flags & KF_ADD ? out[i] + op->scale * values[i] : op->scale * values[i];
     }

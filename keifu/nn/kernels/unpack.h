@@ -1,89 +1,119 @@
 /* A tiled group of 16 rows back as floats, row by row. Values are the file format's own to the bit:
  * scale times code is exact in float32 (but for q6_k, rounded once), so one rounding is left. */
 
-/* Four dwords of one row, 64 bytes apart: the row's 16 bytes of a 4-bit block. */
-INLINE void row_bytes(const uint8_t *vectors, int count, uint8_t *out)
+typedef uint32_t four __attribute__((vector_size(16))); /* 16 bytes: one row's part of 4 vectors */
+
+INLINE uint32_t dword(const uint8_t *at)
 {
-    for (int j = 0; j < count; j++) memcpy(out + 4 * j, vectors + 64 * j, 4);
+    uint32_t bits;
+    memcpy(&bits, at, 4);
+    return bits;
 }
 
-INLINE void row_nibbles(const uint8_t *vectors, uint8_t codes[32])
+INLINE four row_part(const uint8_t *at)
 {
-    uint8_t packed[16];
-    row_bytes(vectors, 4, packed);
-    for (int i = 0; i < 16; i++) codes[i] = packed[i] & 15;
-    for (int i = 0; i < 16; i++) codes[16 + i] = packed[i] >> 4;
+    return (four){dword(at), dword(at + 64), dword(at + 128), dword(at + 192)};
 }
 
-static void unpack_q4(int format, const uint8_t *group, kf_layout at, int blocks, int row, float *out)
+/* The 32 codes of a row in a block: bytes, signed for q8_0. */
+INLINE void row_codes(const int format, const uint8_t *codes, const uint8_t *high, uint8_t out[32])
 {
-    float d = 0, m = 0;
-    for (int b = 0; b < blocks; b++, out += BLOCK) {
-        uint8_t codes[32];
-        row_nibbles(group + (size_t)b * 256 + 4 * row, codes);
-        float step, low;
+    four early = row_part(codes), late;
+    if (format == KF_Q8_0) {
+        early ^= 0x80808080; /* back to signed bytes */
+        late = row_part(codes + 256) ^ 0x80808080;
+    } else {
+        late = early >> 4 & 0x0f0f0f0f;
+        early &= 0x0f0f0f0f;
+    }
+    if (format == KF_Q6_K) {
+        const four field = {0, 2, 4, 6};
+        early |= (dword(high) >> field & 0x03030303) << 4;
+        late |= (dword(high + 64) >> field & 0x03030303) << 4;
+    }
+    memcpy(out, &early, 16);
+    memcpy(out + 16, &late, 16);
+}
+
+/* For each of the 16 rows: a value is step * code + low; q6_k has a step for each half instead. */
+INLINE void row_scales(const int format, const uint8_t *group, kf_layout at, int b, float *step,
+                       float *low)
+{
+    const uint8_t *s = group + at.scales + (size_t)b * (format == KF_Q4_1 ? 64 : 32);
+    const uint16_t *super = (const uint16_t *)(group + at.supers)
+                            + b / SUPER * (format == KF_Q4_K ? 32 : 16);
+    for (int i = 0; i < GROUP; i += LANES) {
+        vf d = half_to_float((format == KF_Q4_K || format == KF_Q6_K ? super : (const uint16_t *)s) + i);
+        vf m = {0};
+        if (format == KF_Q4_0) m = -8 * d;
+        if (format == KF_Q4_1) m = half_to_float((const uint16_t *)s + 16 + i);
         if (format == KF_Q4_K) {
-            const uint16_t *super = (const uint16_t *)(group + at.supers) + b / SUPER * 32;
-            const uint8_t *s = group + at.scales + (size_t)b * 32;
-            if (b % SUPER == 0) d = from_half(super[row]), m = from_half(super[16 + row]);
-            step = d * s[row], low = -(m * s[16 + row]);
-        } else {
-            int wide = format == KF_Q4_1;
-            const uint16_t *s = (const uint16_t *)(group + at.scales) + (size_t)b * (wide ? 32 : 16);
-            step = from_half(s[row]);
-            low = wide ? from_half(s[16 + row]) : -8 * step;
+            m = -(half_to_float(super + 16 + i) * from_int(widen_bytes(s + 16 + i)));
+            d *= from_int(widen_bytes(s + i));
         }
-        for (int i = 0; i < BLOCK; i++) out[i] = step * codes[i] + low;
-    }
-}
-
-static void unpack_q6(const uint8_t *group, kf_layout at, int blocks, int row, float *out)
-{
-    for (int b = 0; b < blocks; b++, out += BLOCK) {
-        uint8_t codes[32], high[8];
-        row_nibbles(group + (size_t)b * 256 + 4 * row, codes);
-        row_bytes(group + at.high + (size_t)b * 128 + 4 * row, 2, high);
-        float d = from_half(((const uint16_t *)(group + at.supers))[b / SUPER * 16 + row]);
-        const int8_t *s = (const int8_t *)(group + at.scales) + (size_t)b * 32;
-        float step[2] = {d * s[row], d * s[16 + row]};
-        for (int i = 0; i < BLOCK; i++) {
-            int bits = high[i / 16 * 4 + i % 4] >> i % 16 / 4 * 2 & 3;
-            out[i] = step[i / 16] * (float)((codes[i] | bits << 4) - 32);
+        if (format == KF_Q6_K) {
+            m = d * from_int(widen_signed((const int8_t *)s + 16 + i));
+            d *= from_int(widen_signed((const int8_t *)s + i));
         }
+        store(step + i, d), store(low + i, m);
     }
 }
 
-static void unpack_q8(const uint8_t *group, kf_layout at, int blocks, int row, float *out)
-{
-    for (int b = 0; b < blocks; b++, out += BLOCK) {
-        uint8_t codes[32];
-        row_bytes(group + (size_t)b * 512 + 4 * row, 8, codes);
-        float step = from_half(((const uint16_t *)(group + at.scales))[(size_t)b * 16 + row]);
-        for (int i = 0; i < BLOCK; i++) out[i] = step * (float)(codes[i] - 128);
-    }
-}
-
-static void unpack_row(int format, const uint8_t *group, int cols, int row, float *out)
+/* Rows [first, last) of a tiled group. */
+INLINE void unpack_tiled(const int format, const uint8_t *group, int cols, int first, int last,
+                         float *out, size_t stride)
 {
     kf_layout at = kf_group_layout(format, cols);
-    const uint8_t *line = group + row * kf_row_bytes(format, cols);
-    switch (format) {
-    case KF_F32: memcpy(out, line, (size_t)cols * 4); break;
-    case KF_F16:
-        for (int i = 0; i < cols; i++) out[i] = from_half(((const uint16_t *)line)[i]);
-        break;
-    case KF_BF16:
-        for (int i = 0; i < cols; i++) out[i] = from_bf16(((const uint16_t *)line)[i]);
-        break;
-    case KF_Q8_0: unpack_q8(group, at, cols / BLOCK, row, out); break;
-    case KF_Q6_K: unpack_q6(group, at, cols / BLOCK, row, out); break;
-    default: unpack_q4(format, group, at, cols / BLOCK, row, out);
+    for (int b = 0; b < cols / BLOCK; b++) {
+        float step[GROUP], low[GROUP];
+        row_scales(format, group, at, b, step, low);
+        const uint8_t *block = group + (size_t)b * (format == KF_Q8_0 ? 512 : 256);
+        const uint8_t *high = group + at.high + (size_t)b * 128;
+        for (int row = first; row < last; row++) {
+            uint8_t codes[32];
+            float *to = out + (row - first) * stride + b * BLOCK;
+            row_codes(format, block + 4 * row, high + 4 * row, codes);
+            for (int i = 0; i < BLOCK; i += LANES) {
+                vi q = format == KF_Q8_0 ? widen_signed((const int8_t *)codes + i)
+                                         : widen_bytes(codes + i);
+                if (format == KF_Q6_K) store(to + i, (i < 16 ? step : low)[row] * from_int(q - 32));
+                else store(to + i, step[row] * from_int(q) + low[row]);
+            }
+        }
     }
 }
 
-static void unpack(int format, const uint8_t *group, int cols, int valid, float *out, size_t stride)
+static void unpack_dense(int format, const uint8_t *group, int cols, int first, int last, float *out,
+                         size_t stride)
 {
-    for (int row = 0; row < valid; row++) unpack_row(format, group, cols, row, out + row * stride);
+    for (int row = first; row < last; row++, out += stride) {
+        const uint8_t *line = group + row * kf_row_bytes(format, cols);
+        const uint16_t *halves = (const uint16_t *)line;
+        if (format == KF_F32) memcpy(out, line, (size_t)cols * 4);
+        else if (format == KF_F16) for (int i = 0; i < cols; i++) out[i] = from_half(halves[i]);
+        else for (int i = 0; i < cols; i++) out[i] = from_bf16(halves[i]);
+    }
+}
+
+#define UNPACK(format)                                                                           \
+    static void unpack_##format(const uint8_t *group, int cols, int first, int last, float *out, \
+                                size_t stride)                                                   \
+    {                                                                                            \
+        unpack_tiled(KF_##format, group, cols, first, last, out, stride);                        \
+    }
+UNPACK(Q4_0) UNPACK(Q4_1) UNPACK(Q8_0) UNPACK(Q4_K) UNPACK(Q6_K)
+
+static void unpack(int format, const uint8_t *group, int cols, int first, int last, float *out,
+                   size_t stride)
+{
+    switch (format) {
+    case KF_Q4_0: unpack_Q4_0(group, cols, first, last, out, stride); break;
+    case KF_Q4_1: unpack_Q4_1(group, cols, first, last, out, stride); break;
+    case KF_Q8_0: unpack_Q8_0(group, cols, first, last, out, stride); break;
+    case KF_Q4_K: unpack_Q4_K(group, cols, first, last, out, stride); break;
+    case KF_Q6_K: unpack_Q6_K(group, cols, first, last, out, stride); break;
+    default: unpack_dense(format, group, cols, first, last, out, stride);
+    }
 }
 
 static void narrow(const float *in, uint16_t *out, size_t count)
