@@ -7,68 +7,109 @@ import logging
 import os
 import re
 import sys
-from typing import Annotated
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated
 
 from keifu.cli.model import DEFAULT, REMOTE, ModelOptions
-from keifu.cli.options import Option
+from keifu.cli.options import Fields, Option
 from keifu.core.errors import KeifuError
+
+if TYPE_CHECKING:
+    from keifu.lm.base import LM
+    from keifu.server.settings import Access
 
 _UNITS = {"": 1, "B": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Offer:
+    """Which models are served, and on how much of the machine."""
+
+    model: tuple[str, ...] = field(default=(DEFAULT,), metadata={"option": Option("-m", "--model")})
+    """A model to serve; may be repeated (default: smollm2-135m)"""
+    alias: tuple[str, ...] = ()
+    """What clients call the model; once for each --model, in order"""
+    ctx: int | None = field(default=None, metadata={"option": Option(min=1)})
+    """Tokens of context to hold"""
+    max_memory: str | None = None
+    """Memory for running requests, as 2GB or 512MiB"""
+    parallel: int = field(default=4, metadata={"option": Option(min=1, max=256)})
+    """Requests that run at once"""
+    queue: int = field(default=64, metadata={"option": Option(min=0, max=100_000)})
+    """Requests that may wait beyond those; one more is told to come again"""
+    threads: int | None = field(default=None, metadata={"option": Option(min=1, max=1024)})
+    """Threads to compute with"""
+    idle_unload: float | None = field(default=None, metadata={"option": Option(min=0)})
+    """Free a model after so many seconds without work"""
+    offline: bool = False
+    """Never use the network"""
+
+    def __post_init__(self) -> None:
+        """Refuse a size that is none before anything is loaded."""
+        self.memory()
+
+    def memory(self) -> int | None:
+        """Bytes for running requests, where a size is given."""
+        return None if self.max_memory is None else size(self.max_memory)
+
+    def load(self, source: str) -> LM:
+        """The model of that name, fetched first if it is not here."""
+        import keifu.lm
+        from keifu.cli.model import find
+        from keifu.lm.cards import find as card
+
+        if source.partition(":")[0] in REMOTE or card(source):
+            return keifu.lm.load(source)
+        find(ModelOptions(model=source, offline=self.offline))
+        return keifu.lm.load(
+            source,
+            ctx=self.ctx,
+            threads=self.threads,
+            max_memory=self.memory(),
+            parallel=self.parallel,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Door:
+    """Where the server listens, and who may come in."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on"""
+    port: int = field(default=8000, metadata={"option": Option(min=0, max=65535)})
+    """Port to listen on; 0 picks a free one"""
+    api_key: str | None = None
+    """Key that clients must send (better in KEIFU_API_KEY)"""
+    insecure: bool = False
+    """Listen beyond this machine without a key"""
+    allow_host: tuple[str, ...] = ()
+    """A further name this server is reached by"""
+    allow_origin: tuple[str, ...] = ()
+    """A web origin that may call, as http://localhost:3000"""
+
+    def key(self) -> str | None:
+        """The key asked for, from the flag or the environment."""
+        return self.api_key or os.environ.get("KEIFU_API_KEY") or None
+
+    def access(self) -> Access:
+        """Who may talk to the server. Raises KeifuError for an open door without a key."""
+        from keifu.server.run import access
+
+        names, origins = list(self.allow_host), list(self.allow_origin)
+        return access(self.host, self.key(), self.insecure, names, origins)
+
+
 def command(
-    model: Annotated[
-        tuple[str, ...],
-        Option("-m", "--model", help=f"a model to serve; may be repeated (default: {DEFAULT})"),
-    ] = (),
-    alias: Annotated[
-        tuple[str, ...],
-        Option("--alias", help="what clients call the model; once for each --model, in order"),
-    ] = (),
-    host: Annotated[str, Option("--host", help="address to listen on")] = "127.0.0.1",
-    port: Annotated[
-        int, Option("--port", help="port to listen on; 0 picks a free one", min=0, max=65535)
-    ] = 8000,
-    api_key: Annotated[
-        str | None,
-        Option("--api-key", help="key that clients must send (better in KEIFU_API_KEY)"),
-    ] = None,
-    insecure: Annotated[
-        bool, Option("--insecure", help="listen beyond this machine without a key")
-    ] = False,
-    allow_host: Annotated[
-        tuple[str, ...], Option("--allow-host", help="a further name this server is reached by")
-    ] = (),
-    allow_origin: Annotated[
-        tuple[str, ...],
-        Option("--allow-origin", help="a web origin that may call, as http://localhost:3000"),
-    ] = (),
-    ctx: Annotated[int | None, Option("--ctx", help="tokens of context to hold", min=1)] = None,
-    max_memory: Annotated[
-        str | None, Option("--max-memory", help="memory for running requests, as 2GB or 512MiB")
-    ] = None,
-    parallel: Annotated[
-        int, Option("--parallel", help="requests that run at once", min=1, max=256)
-    ] = 4,
-    queue: Annotated[
-        int, Option("--queue", help="requests that may wait beyond those", min=0, max=100_000)
-    ] = 64,
-    threads: Annotated[
-        int | None, Option("--threads", help="threads to compute with", min=1, max=1024)
-    ] = None,
-    idle_unload: Annotated[
-        float | None,
-        Option("--idle-unload", help="free a model after so many seconds without work", min=0),
-    ] = None,
+    offer: Annotated[Offer, Fields(Offer)] = Offer(),
+    door: Annotated[Door, Fields(Door)] = Door(),
     deadline: Annotated[
         float, Option("--deadline", help="seconds a request may take", min=1)
     ] = 600.0,
     strict: Annotated[
         bool, Option("--strict", help="refuse unknown request fields instead of listing them")
     ] = False,
-    offline: Annotated[bool, Option("--offline", help="never use the network")] = False,
     verbose: Annotated[bool, Option("-v", "--verbose", help="log every request")] = False,
-) -> int:
+) -> None:
     """Serve models over HTTP, for clients of OpenAI's and of Anthropic's API.
 
     The first line printed is the address; a curl and a Python snippet follow. Ctrl-C lets running
@@ -77,40 +118,25 @@ def command(
     missing = [m for m in ("uvicorn", "starlette", "pydantic") if not importlib.util.find_spec(m)]
     if missing:
         raise KeifuError(f"serving needs {', '.join(missing)}: pip install 'keifu[serve]'")
-    from keifu.lm.base import LM
     from keifu.server.app import service
     from keifu.server.models import Models, offers
-    from keifu.server.run import access, greeting, listen, serve
+    from keifu.server.run import greeting, listen, serve
     from keifu.server.settings import Limits
 
     level = logging.INFO if verbose else logging.WARNING
     logging.basicConfig(stream=sys.stderr, level=level, format="keifu: %(message)s")
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    key = api_key or os.environ.get("KEIFU_API_KEY") or None
-    door = access(host, key, insecure, list(allow_host), list(allow_origin))
-    memory = None if max_memory is None else size(max_memory)
-
-    def load(source: str) -> LM:
-        import keifu.lm
-        from keifu.cli.model import find
-        from keifu.lm.cards import find as card
-
-        if source.partition(":")[0] in REMOTE or card(source):
-            return keifu.lm.load(source)
-        find(ModelOptions(model=source, offline=offline))
-        return keifu.lm.load(source, ctx=ctx, threads=threads, max_memory=memory, parallel=parallel)
-
-    offered = offers(model or (DEFAULT,), alias)
+    access = door.access()
+    offered = offers(offer.model, offer.alias)
     shared = service(
-        Models(offered, load, idle_unload),
-        limits=Limits(parallel=parallel, queue=queue, deadline=deadline),
-        access=door,
+        Models(offered, offer.load, offer.idle_unload),
+        limits=Limits(parallel=offer.parallel, queue=offer.queue, deadline=deadline),
+        access=access,
         strict=strict,
     )
-    bound = listen(host, port)
-    print(greeting(bound, offered[0].id, key is not None), flush=True)
+    bound = listen(door.host, door.port)
+    print(greeting(bound, offered[0].id, access.key is not None), flush=True)
     serve(bound, shared)
-    return 0
 
 
 def size(text: str) -> int:

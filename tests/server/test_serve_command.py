@@ -87,3 +87,6 @@ def test_sizes() -> None:
     for wrong in ("", "GB", "-1", "2 parsecs", "1e99"):
         with pytest.raises(KeifuError):
             size(wrong)
+    run = serve("--port", "0", "--max-memory", "2 parsecs")
+    assert (run.returncode, run.stdout) == (2, "")
+    assert "2 parsecs" in run.stderr
