@@ -79,8 +79,8 @@ class Bloom(Decoder):
 
     @classmethod
     def tiny(cls) -> Self:
-        """As many heads as are no power of two."""
-        return cls(vocab=96, width=24, depth=2, heads=3, context=64)
+        """Two layers."""
+        return cls(vocab=96, width=32, depth=2, heads=4, context=64)
 
 
 family = Bloom

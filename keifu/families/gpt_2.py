@@ -66,8 +66,11 @@ class GPT2(Decoder):
 
     def attention(self, layer: int) -> Attention:
         """Scaled as the configuration says."""
+        mixer = super().attention(layer)
+        if self.scaled and not self.by_layer:
+            return mixer
         scale = self.head_size**-0.5 if self.scaled else 1.0
-        return replace(super().attention(layer), scale=scale / (layer + 1 if self.by_layer else 1))
+        return replace(mixer, scale=scale / (layer + 1 if self.by_layer else 1))
 
     def spec(self) -> Stack:
         """With the second head where there is one."""

@@ -68,10 +68,8 @@ class GPT3(GPT2):
 
     @classmethod
     def tiny(cls) -> Self:
-        """A dense and a banded layer; heads wider than their share."""
-        return cls(
-            vocab=96, width=32, hidden=48, depth=2, heads=4, head_width=12, context=64, window=4
-        )
+        """A dense and a banded layer."""
+        return cls(vocab=96, width=32, hidden=48, depth=2, heads=4, context=64, window=4)
 
 
 family = GPT3

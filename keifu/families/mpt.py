@@ -110,8 +110,9 @@ class MPT(Decoder):
     def tiny(cls) -> Self:
         """Every option of attention."""
         return cls(
-            vocab=96, width=24, depth=2, heads=3, context=64, clip=4.0, qk_norm=True, prefix=True
-        )
+            vocab=96, width=32, ratio=1.5, depth=2, heads=4, context=64, clip=4.0, qk_norm=True,
+            prefix=True,
+        )  # fmt: skip
 
 
 family = MPT

@@ -35,7 +35,7 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
         {"parallel": False, "attention_bias": False, "scaling": LinearScaling(4.0), "tied": True},
     ),
     "bloom": ("bloom", {}),
-    "bloom-four": ("bloom", {"heads": 4, "width": 32, "hidden": None}),
+    "bloom-three": ("bloom", {"heads": 3, "width": 24, "hidden": None}),
     "falcon-40b": ("falcon", {}),
     "falcon-11b": ("falcon", {"norms": 1}),
     "falcon-7b": ("falcon", {"new": False, "groups": None}),
@@ -43,7 +43,7 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     "mpt-plain": ("mpt", {"prefix": False, "clip": None, "qk_norm": False, "max_bias": 16}),
     "phi2": ("phi", {"qk_norm": False}),
 }
-READ_BY_TRANSFORMERS = ("gpt2-published", "gpt2-untied", "bloom", "bloom-four")
+READ_BY_TRANSFORMERS = ("gpt2-published", "gpt2-untied", "bloom", "bloom-three")
 """Its other architectures are ours only (its Falcon reads another family's keys)."""
 
 

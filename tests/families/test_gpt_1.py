@@ -32,10 +32,12 @@ def test_the_second_head_scores_choices(tmp_path: Path) -> None:
     got = ours(choices.flatten(0, 1), taps=["head.choice"])
     scores = got.taps["head.choice"].view(2, 2, 7).gather(2, at[..., None])[..., 0]
     torch.testing.assert_close(scores, expected.mc_logits, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(got.logits.view_as(expected.logits), expected.logits,
-                               atol=1e-4, rtol=1e-4)  # fmt: skip
-    again = OpenAIGPTDoubleHeadsModel.from_pretrained(export(family, ours, tmp_path / "m")).eval()
-    assert torch.allclose(again(choices, mc_token_ids=at).mc_logits, expected.mc_logits, atol=1e-6)
+    logits = got.logits.view_as(expected.logits)
+    torch.testing.assert_close(logits, expected.logits, atol=1e-4, rtol=1e-4)
+    again: Any = OpenAIGPTDoubleHeadsModel.from_pretrained(export(family, ours, tmp_path / "m"))
+    assert torch.allclose(
+        again.eval()(choices, mc_token_ids=at).mc_logits, expected.mc_logits, atol=1e-6
+    )
 
 
 def test_the_published_config_and_size() -> None:

@@ -49,10 +49,12 @@ def test_the_second_head_scores_choices(tmp_path: Path) -> None:
     got = ours(choices.flatten(0, 1), taps=["head.choice"])
     scores = got.taps["head.choice"].view(2, 3, 9).gather(2, at[..., None])[..., 0]
     torch.testing.assert_close(scores, expected.mc_logits, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(got.logits.view_as(expected.logits), expected.logits,
-                               atol=1e-4, rtol=1e-4)  # fmt: skip
-    again = GPT2DoubleHeadsModel.from_pretrained(export(family, ours, tmp_path / "m")).eval()
-    assert torch.allclose(again(choices, mc_token_ids=at).mc_logits, expected.mc_logits, atol=1e-6)
+    logits = got.logits.view_as(expected.logits)
+    torch.testing.assert_close(logits, expected.logits, atol=1e-4, rtol=1e-4)
+    again: Any = GPT2DoubleHeadsModel.from_pretrained(export(family, ours, tmp_path / "m"))
+    assert torch.allclose(
+        again.eval()(choices, mc_token_ids=at).mc_logits, expected.mc_logits, atol=1e-6
+    )
     with pytest.raises(ConfigError, match="summary_activation='tanh'"):
         GPT2.from_hf({**config, "summary_activation": "tanh"})
 
@@ -76,7 +78,6 @@ def test_the_bare_model_as_published_has_no_prefix_and_old_buffers() -> None:
 def test_matrices_into_the_residual_stream_start_smaller() -> None:
     family = GPT2(vocab=64, width=64, depth=8, heads=4, context=32)
     model: Any = family.spec().build()
-    assert isinstance(model, StackModule)
     model.initialise(seed=1, std=0.02, residual=0.02 / math.sqrt(2 * family.depth))
     block: Any = model.blocks[3]
     for matrix in (block.mixer.out.weight, block.mlp.down.weight):

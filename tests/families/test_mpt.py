@@ -98,7 +98,7 @@ def slow(model: StackModule, family: MPT, ids: Tensor, prefix: int) -> Tensor:
 
 
 def made(most: int = 8) -> tuple[MPT, StackModule]:
-    family = replace(MPT.tiny(), max_bias=most)
+    family = replace(MPT.tiny(), width=24, heads=3, max_bias=most)
     model = family.spec().build()
     assert isinstance(model, StackModule)
     torch.manual_seed(2)
