@@ -25,11 +25,15 @@ class ConfigError(KeifuError):
 class ContextLengthError(KeifuError):
     """A prompt (with the room it asks for) does not fit the model's context."""
 
-    def __init__(self, prompt_tokens: int, context: int, requested: int = 0) -> None:
+    def __init__(
+        self, prompt_tokens: int, context: int, requested: int = 0, *, at_least: bool = False
+    ) -> None:
+        """`at_least`: the prompt was not counted to its end; it has so many tokens or more."""
         self.prompt_tokens, self.context, self.requested = prompt_tokens, context, requested
         room = f" plus {requested} requested" if requested else ""
+        count = f"at least {prompt_tokens}" if at_least else prompt_tokens
         super().__init__(
-            f"the prompt has {prompt_tokens} tokens{room}, but the context holds {context}: "
+            f"the prompt has {count} tokens{room}, but the context holds {context}: "
             "shorten the prompt, ask for fewer tokens, or raise --ctx"
         )
 

@@ -54,7 +54,7 @@ class LocalLM(LM):
                 f"response_format {chat.response_format.get('type')!r} is not supported by local "
                 "models yet: ask for the format in the prompt"
             )
-        prompt = self.encode(messages, **_template_options(chat))
+        prompt = self.tokenizer.encode_chat(messages, most=self.context, **_template_options(chat))
         form = self._tool_format(chat)
         if form is None:
             return self.engine.submit(prompt, sampling, continues=chat.continue_final)
@@ -146,7 +146,10 @@ class LocalLM(LM):
         self.engine.close()
 
     def _ids(self, prompt: Prompt) -> list[int]:
-        return self.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        """The ids of what the model is to read; a text that cannot fit is refused unread."""
+        if isinstance(prompt, str):
+            return self.tokenizer.encode(prompt, most=self.context)
+        return list(prompt)
 
 
 class _ToolStream(Stream):

@@ -18,10 +18,14 @@ from typing import Any
 
 import tokenizers
 
-from keifu.core.errors import FormatError, KeifuError, unknown
+from keifu.core.errors import ContextLengthError, FormatError, KeifuError, unknown
+from keifu.text.fewest import Fewest, fewest
 from keifu.text.marks import ROLES, TURN_ENDS, Marks, is_control
 from keifu.text.pieces import Pieces, pieces_of
 from keifu.text.template import ChatTemplate, Segment
+
+_SHORT = 16
+"""Characters a token below which a text is encoded rather than measured first."""
 
 
 class Tokenizer:
@@ -128,23 +132,37 @@ class Tokenizer:
         special: bool = False,
         add_bos: bool | None = None,
         add_eos: bool | None = None,
+        most: int | None = None,
     ) -> list[int]:
         """A text's ids.
 
+        most: refuse with ContextLengthError, before any work, what cannot have so few ids.
         special: whether special tokens written in the text are parsed; never for what a user typed.
         add_bos, add_eos: whether to put the begin and end tokens round it; None is what the
         checkpoint does by itself, and True takes `bos`/`eos` where it does nothing.
         """
-        ids = self.encode_segments([Segment(text, trusted=special)])
+        ids = self.encode_segments([Segment(text, trusted=special)], most=most)
         head = _around(add_bos, self.marks.prefix, self.bos_id, "bos")
         return [*head, *ids, *_around(add_eos, self.marks.suffix, self.eos_id, "eos")]
 
-    def encode_segments(self, segments: Sequence[Segment]) -> list[int]:
+    def encode_segments(self, segments: Sequence[Segment], *, most: int | None = None) -> list[int]:
         """The ids of texts in a row, of which the trusted ones may hold special tokens.
 
-        Ordinary text merges across the borders, as if the whole were one text.
+        Ordinary text merges across the borders, as if the whole were one text. `most` as `encode`.
         """
+        if most is not None and sum(len(s.text) for s in segments) > _SHORT * most:
+            least = self.fewest("".join(s.text for s in segments))
+            if least > most:
+                raise ContextLengthError(least, most, at_least=True)
         return self._encoder.encode(segments)
+
+    def fewest(self, text: str) -> int:
+        """A number of tokens that no encoding of a text undercuts, told without encoding it."""
+        return self._fewest.tokens(text) if self._fewest else 0
+
+    @cached_property
+    def _fewest(self) -> Fewest | None:
+        return fewest(self._rust)
 
     @cached_property
     def _encoder(self) -> Encoder:
@@ -184,9 +202,13 @@ class Tokenizer:
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         continue_final: bool = False,
+        most: int | None = None,
         **options: Any,
     ) -> list[int]:
-        """The ids of a conversation, with only the template's own special tokens as such."""
+        """The ids of a conversation, with only the template's own special tokens as such.
+
+        `most` as in `encode`.
+        """
         named = "tool_use" if tools and "tool_use" in self.marks.templates else "default"
         return self.encode_segments(
             self.template(named).render(
@@ -195,7 +217,8 @@ class Tokenizer:
                 add_generation_prompt=add_generation_prompt and not continue_final,
                 continue_final=continue_final,
                 **options,
-            )
+            ),
+            most=most,
         )
 
     def with_template(self, source: str) -> Tokenizer:
