@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from keifu.inference.sequence import Sequence as Output
-from keifu.nn.state import StatePool
+from keifu.nn.pages import OutOfState
+from keifu.nn.state import RequestState, StatePool
 
 Forward = Callable[[list[Output], list[int], Sequence[int]], Tensor]
 
@@ -87,7 +88,7 @@ class Beams:
 
     def _go_on(self, chosen: list[tuple[float, int, int]], logits: Tensor) -> None:
         """Replace the running beams by the chosen continuations of them."""
-        old, new = self.running, []
+        old, new = self.running, list[_Beam]()
         used: set[int] = set()
         for score, parent, token in chosen:
             source = old[parent].output
@@ -95,13 +96,24 @@ class Beams:
             output = Output(self.job, 0, self.tokenizer)
             output.tokens = [*source.tokens, token]
             output.started = source.started
-            output.state = source.state if parent not in used else self.pool.fork(source.state)
+            output.state = self._fork(source.state, new) if parent in used else source.state
             used.add(parent)
             new.append(_Beam(output, score, [*old[parent].logits, logits[parent]]))
         for index, beam in enumerate(old):
             if index not in used and beam.output.state is not None:
                 self.pool.free(beam.output.state)
         self.running = new
+
+    def _fork(self, state: RequestState, made: list[_Beam]) -> RequestState:
+        """A fork; where there is no room, the forks made before it are given back first."""
+        try:
+            return self.pool.fork(state)
+        except OutOfState:
+            running = {id(beam.output.state) for beam in self.running}
+            for beam in made:
+                if beam.output.state is not None and id(beam.output.state) not in running:
+                    self.pool.free(beam.output.state)
+            raise
 
     def _done(self) -> bool:
         """Whether no running beam can still beat the worst of a full set of finished ones."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -89,6 +89,7 @@ class Engine:
         *,
         continues: bool = True,
         shown: frozenset[int] = frozenset(),
+        memories: Mapping[str, Tensor] | None = None,
         stream: Stream | None = None,
     ) -> Stream:
         """Queue a request; its deltas come on the stream.
@@ -97,6 +98,7 @@ class Engine:
             continues: whether the output continues the prompt's own text, so that a leading space
                 is kept (false for an assistant's answer).
             shown: special tokens that appear in the text all the same (parts of tool calls).
+            memories: what the model's cross mixers read, (length, width) by name.
             stream: where the deltas go, if not to a plain stream.
 
         Raises:
@@ -104,6 +106,7 @@ class Engine:
         """
         tokens = tuple(prompt)
         self._check(tokens, sampling)
+        self.pool.check({name: m.shape[0] for name, m in (memories or {}).items()})
         room = self.context - len(tokens)
         wanted = room if sampling.max_tokens is None else sampling.max_tokens
         stream = stream or Stream()
@@ -116,6 +119,7 @@ class Engine:
             limit=len(tokens) + wanted,
             continues=continues,
             shown=shown,
+            memories=memories or {},
         )
         with self._wake:
             if self._stopped:
@@ -237,9 +241,10 @@ class Engine:
             output = self._waiting[0]
             if output.pending > self.pool.free_tokens and self._running:
                 return
+            memories = output.job.memories
             try:
-                output.state = self.pool.open()
-            except OutOfState:  # forks hold all slots: wait until an output ends
+                output.state = self.pool.open({s: m.shape[0] for s, m in memories.items()})
+            except OutOfState:  # others hold all slots or the memories' places
                 return
             self._waiting.popleft()
             if not output.started:
@@ -295,7 +300,10 @@ class Engine:
         for output, state, n in zip(outputs, states, lengths, strict=True):
             ids += output.tokens[state.length : state.length + n]
         limits = [o.job.limit for o in outputs]
-        step = step_of(states, lengths, limits, self.device, self.compute)
+        memories = {
+            name: tuple(o.job.memories[name] for o in outputs) for name in self.pool.memories
+        }
+        step = step_of(states, lengths, limits, self.device, self.compute, memories)
         runner = next(r for r in self.runners if r.takes(lengths))
         logits = runner.run(ids, step, states, select)
         for state, n in zip(states, lengths, strict=True):

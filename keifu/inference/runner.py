@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -62,6 +62,7 @@ def step_of(
     limits: Sequence[int],
     device: torch.device,
     compute: torch.dtype | None = None,
+    memories: Mapping[str, tuple[Tensor, ...]] | None = None,
 ) -> Step:
     """The step that feeds `lengths` new tokens to each request."""
     offsets = [0]
@@ -74,4 +75,5 @@ def step_of(
         offsets=tuple(offsets),
         limits=tuple(limits),
         compute=compute,
+        memories=memories or {},
     )

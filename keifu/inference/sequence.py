@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field, replace
 
@@ -31,6 +32,8 @@ class Job:
     """Whether the output continues the prompt's text (its first space is kept)."""
     shown: frozenset[int] = frozenset()
     """Special tokens that appear in the text."""
+    memories: Mapping[str, Tensor] = field(default_factory=dict)
+    """What cross mixers read, (length, width) by name."""
     arrived: float = field(default_factory=time.monotonic)
     cached: int = 0
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)

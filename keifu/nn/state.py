@@ -195,6 +195,19 @@ class StatePool:
                 tensor[state.slot] = 0
         return state
 
+    def check(self, memories: Mapping[str, int]) -> None:
+        """Refuse memories (by source, their lengths) that no request could be opened with."""
+        if set(memories) != set(self.memories):
+            wanted, given = (", ".join(sorted(m)) or "none" for m in (self.memories, memories))
+            raise KeifuError(f"the model reads the memories {wanted}; given were {given}")
+        for source, length in memories.items():
+            most = self.memories[source].pages.pages * self.page
+            if length > most:
+                raise KeifuError(
+                    f"the memory {source!r} is {length} long and the state budget holds {most}: "
+                    "shorten the source or raise --max-memory"
+                )
+
     def cost(self, state: RequestState, tokens: int) -> int:
         """Pages that growing a request by `tokens` takes (the largest group's need)."""
         needs = (

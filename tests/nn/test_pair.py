@@ -12,6 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers import T5Config, T5ForConditionalGeneration
 
+from keifu.core.errors import KeifuError
+from keifu.inference.engine import Engine
+from keifu.inference.request import Sampling
 from keifu.inference.runner import step_of
 from keifu.nn.attention import Attention, CrossAttention
 from keifu.nn.block import Block
@@ -27,6 +30,7 @@ from keifu.nn.positions import BucketBias, SharedBias
 from keifu.nn.stack import Stack, repeat
 from keifu.nn.state import Fixed, Memory, PerToken, RequestState, StatePool, state_bytes
 from keifu.nn.wiring import Pre
+from tests.inference.test_engine import byte_tokenizer
 
 VOCAB, WIDTH, HEADS, HEAD, HIDDEN, DEPTH, BUCKETS, REACH = 64, 16, 4, 6, 24, 2, 8, 12
 
@@ -176,6 +180,32 @@ def test_cached_decoding_equals_uncached_and_computes_a_memory_once(
             pool.advance(state, n)
     torch.testing.assert_close(torch.cat(got, 1), whole, atol=1e-4, rtol=1e-4)
     assert sorted(projected) == sorted([17, 3, 11] * DEPTH)
+
+
+@torch.no_grad()
+def test_the_engine_generates_as_hugging_face_does(models: tuple[PairModule, Any]) -> None:
+    ours, theirs = models
+    sources = [torch.arange(2, 2 + n * 3, 3) % VOCAB for n in (4, 17, 1, 9, 6)]
+    budget = state_bytes(ours.spec.entries(), torch.float32)[1] * 32 * 6
+    engine = Engine(ours.decoder, byte_tokenizer(), context=40, parallel=3, budget=budget)
+    asked = Sampling(max_tokens=9, temperature=0.0)
+    memories = [ours.encode(source[None])[0] for source in sources]
+    streams = [engine.submit([0], asked, memories={"encoder": m}) for m in memories]
+    for source, stream in zip(sources, streams, strict=True):
+        wanted = theirs.generate(source[None], max_new_tokens=9, eos_token_id=None)
+        assert list(stream.result().tokens) == wanted[0, 1:].tolist()
+    asked = Sampling(max_tokens=9, temperature=0.0, beams=3, n=3)
+    beams = engine.submit([0], asked, memories={"encoder": memories[1]}).result()
+    wanted = theirs.generate(
+        sources[1][None], max_new_tokens=9, eos_token_id=None, num_beams=3, num_return_sequences=3
+    )
+    assert [list(c.tokens) for c in beams.choices] == wanted[:, 1:].tolist()
+    assert len(engine.pool.memories["encoder"].pages.free) == 6
+    with pytest.raises(KeifuError, match="reads the memories encoder; given were none"):
+        engine.submit([0], asked)
+    with pytest.raises(KeifuError, match="is 193 long and the state budget holds 192"):
+        engine.submit([0], asked, memories={"encoder": torch.zeros(193, WIDTH)})
+    engine.close()
 
 
 @torch.no_grad()

@@ -178,8 +178,14 @@ def test_requests_wait_for_a_slot_and_a_small_budget_is_said() -> None:
     wide = engine.submit([5], Sampling(max_tokens=3, beams=4, temperature=0.0))
     with pytest.raises(KeifuError, match="slot"):
         wide.result()
-    for state in held:
+    for state in held[:2]:
         engine.pool.free(state)
+    wide = engine.submit([5], Sampling(max_tokens=3, beams=4, temperature=0.0))
+    with pytest.raises(KeifuError, match="slot"):
+        wide.result()
+    for state in held[2:]:
+        engine.pool.free(state)
+    assert len(engine.pool._free_slots) == 66, "a search that fails gives its forks back"
     engine.close()
     with pytest.raises(KeifuError, match="does not hold 66 requests"):
         Engine(model, byte_tokenizer(), context=64, parallel=2, budget=1000)
