@@ -129,7 +129,12 @@ def outline(model: nn.Module, names: Names) -> Iterator[tuple[str, Rule, str, st
 def empty(model: nn.Module, names: Names) -> Iterator[tuple[str, Value]]:
     """(their name, value) for every tensor of a model, in their layout, one at a time."""
     for ours, rule, piece, theirs in outline(model, names):
-        yield theirs, rule.save(piece, _piece(model, ours, rule, piece))
+        yield theirs, taken(model, ours, rule, piece)
+
+
+def taken(model: nn.Module, ours: str, rule: Rule, piece: str) -> Value:
+    """One tensor of `outline`, in their layout."""
+    return rule.save(piece, _piece(model, ours, rule, piece))
 
 
 def _matrices(model: nn.Module) -> Iterator[str]:

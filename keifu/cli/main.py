@@ -14,7 +14,8 @@ import keifu
 from keifu.cli.verbs import Verb, Verbs
 from keifu.core.errors import KeifuError
 
-RUN, USE, KNOW = "Run a model", "Use a model", "Understand a model"
+RUN, CHANGE = "Run a model", "Change a model"
+USE, KNOW = "Use a model", "Understand a model"
 
 
 VERBS = {
@@ -22,6 +23,7 @@ VERBS = {
     "serve": Verb("keifu.cli.serve:command", RUN, "Serve models over HTTP (OpenAI, Anthropic)."),
     "complete": Verb("keifu.cli.complete:command", RUN, "Continue a text."),
     "models": Verb("keifu.cli.models:app", RUN, "Pull, list, show and remove models."),
+    "convert": Verb("keifu.cli.convert:command", CHANGE, "Another format or type, checked."),
     "embed": Verb("keifu.cli.embed:command", USE, "Turn texts into vectors."),
     "bench": Verb("keifu.cli.bench:command", KNOW, "How fast a model runs, beside its peers."),
     "tree": Verb("keifu.cli.tree:command", KNOW, "The family tree: what descends from what."),

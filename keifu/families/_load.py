@@ -17,7 +17,8 @@ from keifu.checkpoints.source import TensorSource, read_json
 from keifu.checkpoints.store import pull
 from keifu.checkpoints.transfer import fill
 from keifu.core.errors import ConfigError, KeifuError, unknown
-from keifu.families import ARCHITECTURES, Family, _gguf, families
+from keifu.families import ARCHITECTURES, Family, _gguf, _original, families
+from keifu.families.llama import Llama
 from keifu.nn.part import build
 from keifu.nn.stack import StackModule
 from keifu.text.from_gguf import load_gguf
@@ -105,6 +106,8 @@ def family_of(config: Mapping[str, Any]) -> str:
 
 
 def _open_folder(path: Path, allow_pickle: bool) -> Checkpoint:
+    if (path / "params.json").exists() and not (path / "config.json").exists():
+        return _open_original(path, allow_pickle)
     if not (path / "config.json").exists():
         raise KeifuError(f"{path} is no checkpoint: it has neither config.json nor a GGUF file")
     config = read_json(path / "config.json", _CONFIG_BYTES)
@@ -134,6 +137,23 @@ def _open_folder(path: Path, allow_pickle: bool) -> Checkpoint:
         source=source,
         tokenizer=lambda: load(path),
         generation=recommended,
+        config=config,
+    )
+
+
+def _open_original(path: Path, allow_pickle: bool) -> Checkpoint:
+    """Meta's own layout of LLaMA."""
+    source = PickledSource(path, allow_pickle=allow_pickle)
+    config = _original.config_of(read_json(path / "params.json", _CONFIG_BYTES), source)
+    family = Llama.from_hf(config)
+    return Checkpoint(
+        path=path,
+        family_name="llama",
+        family=family,
+        names=_original.names_of(family),
+        source=source,
+        tokenizer=lambda: load(path),
+        generation={},
         config=config,
     )
 

@@ -18,8 +18,8 @@ from keifu.text.pieces import SPACE
 from keifu.text.pretokenize import byte_level_bpe, rule
 from keifu.text.tokenizer import Tokenizer
 
-_PREFIX = "tokenizer.ggml."
-_ROLES = {
+PREFIX = "tokenizer.ggml."
+ROLES = {
     "bos": "bos",
     "eos": "eos",
     "unk": "unknown",
@@ -36,7 +36,7 @@ def load_gguf(metadata: Mapping[str, Any], *, pre: str | None = None) -> Tokeniz
     pre: the pre-tokenizer's name, where the file is older than the key. Raises FormatError for
     what is missing or contradictory, and KeifuError for a pre-tokenizer nobody has added yet.
     """
-    kind = metadata.get(_PREFIX + "model")
+    kind = metadata.get(PREFIX + "model")
     tokens = _tokens(metadata)
     kinds = _list(metadata, "token_type", len(tokens), int) or [spm.NORMAL] * len(tokens)
     add_bos = add_eos = False
@@ -48,46 +48,44 @@ def load_gguf(metadata: Mapping[str, Any], *, pre: str | None = None) -> Tokeniz
     elif kind == "bert":
         rust, add_bos, add_eos = _wordpiece(metadata, tokens, kinds), True, True
     else:
-        raise FormatError(f"{_PREFIX}model is {kind!r}: known are gpt2, llama, t5, bert")
+        raise FormatError(f"{PREFIX}model is {kind!r}: known are gpt2, llama, t5, bert")
     return Tokenizer(rust, _marks(metadata, len(tokens), kind, add_bos, add_eos))
 
 
 def _tokens(metadata: Mapping[str, Any]) -> list[str]:
     """The vocabulary; a token that is not UTF-8 gets a name that no text can spell."""
-    raw = metadata.get(_PREFIX + "tokens")
+    raw = metadata.get(PREFIX + "tokens")
     if not isinstance(raw, Sequence) or not raw:
-        raise FormatError(f"{_PREFIX}tokens is missing: the file has no tokenizer")
+        raise FormatError(f"{PREFIX}tokens is missing: the file has no tokenizer")
     tokens = [
         t if isinstance(t, str) else f"<not utf-8: {bytes(t).hex()} at {i}>"
         for i, t in enumerate(raw)
     ]
     if len(set(tokens)) != len(tokens):
         twice = [token for token, count in Counter(tokens).items() if count > 1]
-        raise FormatError(f"{_PREFIX}tokens has duplicates: {twice[:5]}")
+        raise FormatError(f"{PREFIX}tokens has duplicates: {twice[:5]}")
     return tokens
 
 
 def _list(metadata: Mapping[str, Any], key: str, size: int, kind: type) -> list[Any] | None:
-    value = metadata.get(_PREFIX + key)
+    value = metadata.get(PREFIX + key)
     if value is None:
         return None
     if len(value) != size:
-        raise FormatError(f"{_PREFIX}{key} has {len(value)} entries for {size} tokens")
+        raise FormatError(f"{PREFIX}{key} has {len(value)} entries for {size} tokens")
     return [kind(item) for item in value]
 
 
 def _bpe(
     metadata: Mapping[str, Any], tokens: list[str], kinds: list[int], pre: str | None
 ) -> tuple[tokenizers.Tokenizer, bool]:
-    name = pre or metadata.get(_PREFIX + "pre")
+    name = pre or metadata.get(PREFIX + "pre")
     if not name:
-        raise FormatError(
-            f"{_PREFIX}pre is missing: name the pre-tokenizer (gpt-2, llama-bpe, ...)"
-        )
+        raise FormatError(f"{PREFIX}pre is missing: name the pre-tokenizer (gpt-2, llama-bpe, ...)")
     how = rule(name)
-    merges = metadata.get(_PREFIX + "merges")
+    merges = metadata.get(PREFIX + "merges")
     if merges is None:
-        raise FormatError(f"{_PREFIX}merges is missing")
+        raise FormatError(f"{PREFIX}merges is missing")
     vocab = {token: i for i, token in enumerate(tokens)}
     with _no_collection():
         pairs = [tuple(merge.split(" ", 1)) for merge in merges]
@@ -125,15 +123,15 @@ def _sentencepiece(
 ) -> tokenizers.Tokenizer:
     scores = _list(metadata, "scores", len(tokens), float)
     if scores is None:
-        raise FormatError(f"{_PREFIX}scores is missing")
+        raise FormatError(f"{PREFIX}scores is missing")
     spec = spm.Pieces(
         tokens=tokens,
         scores=scores,
         kinds=kinds,
         unigram=unigram,
-        dummy_prefix=bool(metadata.get(_PREFIX + "add_space_prefix", True)),
-        collapse_spaces=bool(metadata.get(_PREFIX + "remove_extra_whitespaces", False)),
-        charsmap=bytes(metadata.get(_PREFIX + "precompiled_charsmap") or b""),
+        dummy_prefix=bool(metadata.get(PREFIX + "add_space_prefix", True)),
+        collapse_spaces=bool(metadata.get(PREFIX + "remove_extra_whitespaces", False)),
+        charsmap=bytes(metadata.get(PREFIX + "precompiled_charsmap") or b""),
     )
     return spm.build(spec)
 
@@ -147,7 +145,7 @@ def _wordpiece(
         begins = token.startswith(SPACE)
         plain = kind in (spm.CONTROL, spm.USER, spm.UNKNOWN) or (token[:1] + token[-1:] == "[]")
         vocab[token[1:] if begins else token if plain else "##" + token] = i
-    unk = metadata.get(_PREFIX + "unknown_token_id")
+    unk = metadata.get(PREFIX + "unknown_token_id")
     rust = tokenizers.Tokenizer(
         models.WordPiece(vocab, unk_token=tokens[unk] if unk is not None else "[UNK]")
     )
@@ -162,17 +160,17 @@ def _marks(
     metadata: Mapping[str, Any], size: int, kind: str, add_bos: bool, add_eos: bool
 ) -> Marks:
     named = {}
-    for role, key in _ROLES.items():
-        value = metadata.get(f"{_PREFIX}{key}_token_id")
+    for role, key in ROLES.items():
+        value = metadata.get(f"{PREFIX}{key}_token_id")
         if value is not None:
             if not 0 <= int(value) < size:
-                raise FormatError(f"{_PREFIX}{key}_token_id is {value}, of {size} tokens")
+                raise FormatError(f"{PREFIX}{key}_token_id is {value}, of {size} tokens")
             named[role] = int(value)
-    ends = [metadata.get(f"{_PREFIX}{key}_token_id") for key in ("eot", "eom")]
+    ends = [metadata.get(f"{PREFIX}{key}_token_id") for key in ("eot", "eom")]
     first = named.get("cls", named.get("bos")) if kind == "bert" else named.get("bos")
     last = named.get("sep", named.get("eos")) if kind == "bert" else named.get("eos")
-    add_bos = bool(metadata.get(_PREFIX + "add_bos_token", add_bos))
-    add_eos = bool(metadata.get(_PREFIX + "add_eos_token", add_eos))
+    add_bos = bool(metadata.get(PREFIX + "add_bos_token", add_bos))
+    add_eos = bool(metadata.get(PREFIX + "add_eos_token", add_eos))
     templates = {}
     for key in metadata:  # not items(): that would decode every array of the file
         name = key.removeprefix("tokenizer.chat_template")

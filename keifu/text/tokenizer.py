@@ -258,6 +258,12 @@ class Tokenizer:
 
         save(self._rust, self.marks, self.token, Path(folder))
 
+    def to_gguf(self, rows: int) -> dict[str, Any]:
+        """The `tokenizer.*` keys of a GGUF file whose embedding has `rows` rows."""
+        from keifu.text.to_gguf import to_gguf
+
+        return to_gguf(self._rust, self.marks, rows)
+
     def bytes_per_token(self, texts: Mapping[str, str]) -> dict[str, float]:
         """How many UTF-8 bytes a token carries, by language (or whatever the keys are)."""
         return {
