@@ -108,7 +108,7 @@ typedef void (*dot_kernel)(const uint8_t *, kf_layout, int, int, const kf_codes 
 #define DOTS(format) DOT(format, 1) DOT(format, 2) DOT(format, 4) DOT(format, 8)
 DOTS(Q4_0) DOTS(Q4_1) DOTS(Q8_0) DOTS(Q4_K) DOTS(Q6_K)
 
-/* Kernels for 1, 2, 4 and 8 rows. */
+/* Kernels for 1, 2, 4 and 8 rows of codes. */
 static const dot_kernel *dots(int format)
 {
 #define ROW(format) {dot_##format##_1, dot_##format##_2, dot_##format##_4, dot_##format##_8}
@@ -136,27 +136,26 @@ static void tiled(const kf_op *op, const kf_segment *s, int rows, int first, int
 {
     kf_layout at = kf_group_layout(s->format, s->cols);
     const dot_kernel *kernels = dots(s->format);
-    size_t stride = kf_codes_bytes(s->cols);
+    int planes = rows * PLANES;
     for (int group = first; group < last; group++) {
         const uint8_t *data = s->data + (size_t)group * s->group_bytes;
         int valid = s->rows - group * GROUP;
-        for (int row = 0; row < rows;) {
-            int size = rows - row >= 8 ? 3 : rows - row >= 4 ? 2 : rows - row >= 2 ? 1 : 0;
+        for (int plane = 0; plane < planes;) { /* of all rows, one after another: in pairs */
+            int left = planes - plane, size = left >= 8 ? 3 : left >= 4 ? 2 : 1;
             kf_codes x[8];
-            for (int r = 0; r < 1 << size; r++)
-                x[r] = kf_codes_at(op->codes + (row + r) * stride, s->cols);
+            for (int p = 0; p < 1 << size; p++) x[p] = kf_plane_at(op->codes, s->cols, plane + p);
             for (int part = 0; part < GROUP && part < valid; part += LANES) {
                 vf sums[8];
                 float lanes[LANES];
-                const uint8_t *ahead = row || part ? NULL : group + 1 < last ? data + at.bytes : after;
+                const uint8_t *ahead = plane || part ? NULL : group + 1 < last ? data + at.bytes : after;
                 kernels[size](data, at, s->cols / BLOCK, part, x, sums, ahead);
-                for (int r = 0; r < 1 << size; r++) {
-                    store(lanes, sums[r]);
+                for (int p = 0; p < 1 << size; p += PLANES) {
+                    store(lanes, sums[p] + sums[p + 1]);
                     for (int l = 0; l < LANES && part + l < valid; l++)
-                        put(op, row + r, s->first + group * GROUP + part + l, lanes[l]);
+                        put(op, (plane + p) / PLANES, s->first + group * GROUP + part + l, lanes[l]);
                 }
             }
-            row += 1 << size;
+            plane += 1 << size;
         }
     }
 }

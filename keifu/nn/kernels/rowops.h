@@ -1,33 +1,46 @@
 /* Operations on rows of activations: lookup, norms, rotary, activations, sums, 8-bit copies. */
 
-/* One block of 32 floats as signed 8-bit codes. A NaN or infinity makes the block's step NaN. */
-INLINE void quantise_block(const float *x, int b, const kf_codes *q)
+/* One plane of a block of 32 floats: signed 8-bit codes of x times `inverse`, the step between
+ * them; what they leave over is put in `rest`. */
+INLINE void code_block(const float *x, int b, const kf_codes *q, float inverse, float step,
+                       float *rest)
+{
+    int32_t half[2] = {0, 0};
+    for (int i = 0; i < BLOCK; i += LANES) {
+        vf value = load(x + i);
+        vi v = nearest(value * inverse);
+        narrow_signed((int8_t *)q->codes + b * BLOCK + i, v);
+        store(rest + i, value - from_int(v) * step);
+        half[i / 16] += sum_whole(v);
+    }
+    ((float *)q->scale)[b] = step;
+    ((float *)q->sum)[b] = step * (float)(half[0] + half[1]);
+    ((int32_t *)q->total)[b] = half[0] + half[1];
+    ((int32_t *)q->half)[2 * b] = half[0];
+    ((int32_t *)q->half)[2 * b + 1] = half[1];
+}
+
+/* Block b of a row of activations, in both planes. A NaN or infinity makes its step NaN. */
+INLINE void quantise_block(const float *x, int b, uint8_t *row, int width)
 {
     vf most = {0}, odd = {0};
+    float rest[BLOCK];
     for (int i = 0; i < BLOCK; i += LANES) {
         vf v = load(x + i);
         most = larger(most, absolute(v));
         odd += v * 0.0f;
     }
     float largest = max_lanes(most), step = largest / 127.0f;
-    float inverse = largest > 0x1p-120f ? 127.0f / largest : 0.0f;
-    int32_t half[2] = {0, 0};
-    for (int i = 0; i < BLOCK; i += LANES) {
-        vi v = nearest(load(x + i) * inverse);
-        narrow_signed((int8_t *)q->codes + b * BLOCK + i, v);
-        half[i / 16] += sum_whole(v);
-    }
-    ((float *)q->scale)[b] = step + sum_lanes(odd);
-    ((float *)q->sum)[b] = q->scale[b] * (float)(half[0] + half[1]);
-    ((int32_t *)q->total)[b] = half[0] + half[1];
-    ((int32_t *)q->half)[2 * b] = half[0];
-    ((int32_t *)q->half)[2 * b + 1] = half[1];
+    float inverse = largest > 0x1p-110f ? 127.0f / largest : 0.0f;
+    kf_codes high = kf_plane_at(row, width, 0), low = kf_plane_at(row, width, 1);
+    code_block(x, b, &high, inverse, step + sum_lanes(odd), rest);
+    /* What is left is at most half a step: 127 of these to each side. */
+    code_block(rest, b, &low, inverse * 254, step / 254, rest);
 }
 
 static void quantise_row(const float *x, uint8_t *codes, int width)
 {
-    kf_codes q = kf_codes_at(codes, width);
-    for (int b = 0; b < width / BLOCK; b++) quantise_block(x + b * BLOCK, b, &q);
+    for (int b = 0; b < width / BLOCK; b++) quantise_block(x + b * BLOCK, b, codes, width);
 }
 
 static void quantise(const kf_op *op, const kf_step *step, const kf_worker *worker)
@@ -36,8 +49,8 @@ static void quantise(const kf_op *op, const kf_step *step, const kf_worker *work
     kf_share(blocks * kf_rows(op, step), worker, &first, &last);
     for (int64_t i = first; i < last; i++) {
         int64_t row = i / blocks, b = i % blocks;
-        kf_codes q = kf_codes_at(op->codes + row * kf_codes_bytes(op->width), op->width);
-        quantise_block(op->in + row * op->in_stride + b * BLOCK, b, &q);
+        quantise_block(op->in + row * op->in_stride + b * BLOCK, b,
+                       op->codes + row * kf_codes_bytes(op->width), op->width);
     }
 }
 
@@ -164,10 +177,8 @@ static void activate(const kf_op *op, const kf_step *step, const kf_worker *work
             ACTIVATE(KF_QUICK_GELU) ACTIVATE(KF_SILU) ACTIVATE(KF_SIGMOID) ACTIVATE(KF_TANH)
         default: activate_block(KF_IDENTITY, in, gated, out, count);
         }
-        if (op->codes) {
-            kf_codes q = kf_codes_at(op->codes + row * kf_codes_bytes(op->width), op->width);
-            quantise_block(out, b, &q);
-        }
+        if (op->codes)
+            quantise_block(out, b, op->codes + row * kf_codes_bytes(op->width), op->width);
     }
 }
 #undef ACTIVATE
