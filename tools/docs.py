@@ -19,6 +19,7 @@ sys.path.insert(0, str(ROOT))
 from keifu.catalog import System, areas, systems  # noqa: E402
 from keifu.cli.main import cli  # noqa: E402
 from keifu.families import ARCHITECTURES, families  # noqa: E402
+from tools.picture import picture  # noqa: E402
 
 NOTE = "<!-- Written by `make docs` from the code: edit that instead. -->\n\n"
 START, END = "<!-- tree: written by `make docs` -->", "<!-- /tree -->"
@@ -173,6 +174,7 @@ def main() -> int:
         "docs/cli.md": commands(),
         "docs/families.md": family_table(),
         "docs/catalog.md": catalog(),
+        "docs/family-tree.svg": picture(),
     }
     stale = []
     for name, text in wanted.items():

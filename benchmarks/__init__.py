@@ -1,0 +1,1 @@
+"""Measurements that take minutes: speed beside the peers, start, memory, accuracy."""
