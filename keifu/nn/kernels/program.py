@@ -31,7 +31,8 @@ class Program:
         self.rows, self._nodes = tape.rows, list(tape.nodes)
         self._at = _lay_out(tape.buffers, self._nodes, tape.rows)
         size = max((at + b.bytes * tape.rows for b, at in self._at.items()), default=0)
-        self._arena = torch.zeros(size + 64, dtype=torch.uint8)
+        # NumPy's zeros take no memory before they are written: most steps touch few of the rows.
+        self._arena = torch.from_numpy(np.zeros(size + 64, dtype=np.uint8))
         self._base = -(-self._arena.data_ptr() // 64) * 64
         self._scratch = GROUP * max((p.cols for n in self._nodes for p in n.pieces), default=0)
         self._keep: list[Any] = []
