@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from keifu.checkpoints.gguf import GGUFFile
+from keifu.checkpoints.gguf import GGUFFile, write_gguf
 from keifu.core.errors import KeifuError
 from keifu.families import Family, families, load_model
 from keifu.families._convert import ConvertOptions, Report, convert
@@ -149,7 +149,15 @@ def test_folder_to_folder_keeps_its_files_but_no_code(tmp_path: Path) -> None:
     assert same.agreement.identical
 
 
-WIDE = {"width": 256, "hidden": 512, "heads": 4, "kv_heads": 2, "head_width": 64, "tied": False}
+WIDE = {
+    "width": 256,
+    "hidden": 256,
+    "depth": 1,
+    "heads": 4,
+    "kv_heads": 2,
+    "head_width": 64,
+    "tied": False,
+}
 NUMBER = {"q4_k": 12, "q6_k": 14, "q8_0": 8, "q4_0": 2, "q4_1": 3, "f16": 1, "bf16": 30, "f32": 0}
 HEAD = {"q4_k": "q6_k", "q4_0": "q6_k", "q4_1": "q6_k"}
 
@@ -171,8 +179,8 @@ def test_types_as_llama_cpp_chooses_them_and_values_as_gguf_reads_them(
         expected = HEAD.get(kind, kind) if tensor.name == "output.weight" else expected
         assert int(tensor.tensor_type) == NUMBER[expected], tensor.name
         value = torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type).copy())
-        if tensor.name == "blk.1.ffn_down.weight":
-            assert torch.equal(weights["blocks.1.mlp.down.weight"], value)
+        if tensor.name == "blk.0.ffn_down.weight":
+            assert torch.equal(weights["blocks.0.mlp.down.weight"], value)
         if tensor.name == "output.weight":
             assert torch.equal(weights["head.out.weight"], value)
     assert report.lossless == (kind == "f32")
@@ -325,18 +333,35 @@ def test_without_a_tokenizer(tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-def test_the_default_model_as_a_folder_is_the_same_in_transformers(
-    smollm2: Path, tmp_path: Path
-) -> None:
-    """Greedy tokens of our exact mode on the GGUF file = transformers' on the folder we wrote."""
-    report = made(smollm2, tmp_path / "hf")
+def same_in_transformers(path: Path, target: Path) -> None:
+    """Greedy tokens of our exact mode on a GGUF file = transformers' on our folder of it."""
+    report = made(path, target)
     assert report.lossless
     assert report.agreement.identical
-    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    theirs = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(target)
     ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
     said = theirs.generate(ids, max_new_tokens=16, do_sample=False)[0].tolist()
-    model, _ = load_model(smollm2)
+    model, _ = load_model(path)
     logits = model(torch.tensor(said[:-1])).logits
     assert logits is not None
     assert said[len(ids[0]) :] == logits.argmax(-1)[len(ids[0]) - 1 :].tolist()
+
+
+def test_real_weights_as_a_folder_are_the_same_in_transformers(
+    smollm2: Path, tmp_path: Path
+) -> None:
+    """The first two layers of the default model, with its packed weights and its vocabulary."""
+    file = GGUFFile(smollm2)
+    kept = [n for n in file.names() if not n.startswith("blk.") or int(n.split(".")[1]) < 2]
+    metadata = file.metadata.typed() | {"llama.block_count": 2}
+    write_gguf(tmp_path / "m.gguf", metadata, ((name, file.read(name)) for name in kept))
+    same_in_transformers(tmp_path / "m.gguf", tmp_path / "hf")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_default_model_as_a_folder_is_the_same_in_transformers(
+    smollm2: Path, tmp_path: Path
+) -> None:
+    same_in_transformers(smollm2, tmp_path / "hf")
