@@ -48,6 +48,7 @@ class Post(Generic[B]):
         """Answer one request; errors before the answer starts are raised to the guard."""
         service = self._service
         with service.gate.admit():
+            await asyncio.sleep(0)  # whoever came with it and is refused hears so before any work
             try:
                 raw = await read_body(Headers(scope=scope), receive, service.limits)
             except Gone:

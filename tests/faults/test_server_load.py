@@ -22,6 +22,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from keifu.server.errors import ApiError
+from keifu.server.gate import Gate
 from tests.server.harness import FakeLM, Running, running
 
 CHAT = "/v1/chat/completions"
@@ -78,51 +80,97 @@ def test_21_a_reader_that_does_not_read() -> None:
         house.still_good()
 
 
-def test_22_two_hundred_at_once() -> None:
-    def make(source: str) -> FakeLM:
-        return FakeLM(source, reply="abcde", delay=0.002)
+class Waiting(FakeLM):
+    """Says nothing before `go` is set."""
 
-    with running(make, parallel=4, queue=64) as house:
-        admitted, refused = asyncio.run(_crowd(house, 200))
-        assert house.lm().peak <= 4
-        assert len(admitted) >= 68
-        assert len(admitted) + len(refused) == 200
-        assert all(answer.status_code == 200 for answer, _ in admitted)
-        assert {answer.json()["choices"][0]["message"]["content"] for answer, _ in admitted} == {
+    go = threading.Event()
+
+    def _generate(self, *work) -> None:  # type: ignore[no-untyped-def]
+        self.go.wait(20)
+        super()._generate(*work)
+
+
+def test_22_two_hundred_at_once() -> None:
+    with running(lambda s: Waiting(s, reply="abcde"), parallel=4, queue=64) as house:
+        lm, clock = house.lm(), _clock(house.gate)
+        for _ in range(9):
+            clock.clear()
+            lm.go.set()
+            house.still_good()
+            lm.go.clear()
+            answers = asyncio.run(_crowd(house, 200, lm.go))
+            began, *told = clock
+            if statistics.median(told) - began < 0.05:
+                break
+        else:
+            pytest.fail("the median refusal took more than 50 ms nine times")
+        admitted = [answer for answer in answers if answer.status_code != 429]
+        refused = [answer for answer in answers if answer.status_code == 429]
+        assert lm.peak <= 4
+        assert (len(admitted), len(refused)) == (68, 132)
+        assert all(answer.status_code == 200 for answer in admitted)
+        assert {answer.json()["choices"][0]["message"]["content"] for answer in admitted} == {
             "abcde"
         }
-        assert all(int(answer.headers["retry-after"]) >= 1 for answer, _ in refused)
-        assert {answer.json()["error"]["code"] for answer, _ in refused} == {"queue_full"}
+        assert all(int(answer.headers["retry-after"]) >= 1 for answer in refused)
+        assert {answer.json()["error"]["code"] for answer in refused} == {"queue_full"}
         house.still_good()
 
 
-async def _crowd(
-    house: Running, size: int
-) -> tuple[list[tuple[httpx.Response, float]], list[tuple[httpx.Response, float]]]:
-    limits = httpx.Limits(max_connections=size)
-    async with httpx.AsyncClient(
-        base_url=house.url, limits=limits, timeout=60, trust_env=False
-    ) as client:
+def _clock(gate: Gate) -> list[float]:
+    """Processor seconds of the server's own thread at its first admission and at each refusal.
 
-        async def ask() -> tuple[httpx.Response, float]:
-            began = time.monotonic()
-            answer = await client.post(CHAT, json={"messages": USER})
-            return answer, time.monotonic() - began
+    On an idle machine these are the times that clients see; a busy one stretches only the latter.
+    """
+    found: list[float] = []
+    admit = gate.admit
 
-        answers = await asyncio.gather(*[ask() for _ in range(size)])
-    admitted = [pair for pair in answers if pair[0].status_code != 429]
-    return admitted, [pair for pair in answers if pair[0].status_code == 429]
+    @contextmanager
+    def timed() -> Iterator[None]:
+        if not found:
+            found.append(time.thread_time())
+        try:
+            with admit():
+                yield
+        except ApiError as error:
+            if error.status == 429:
+                found.append(time.thread_time())
+            raise
+
+    gate.admit = timed  # type: ignore[method-assign]
+    return found
+
+
+async def _crowd(house: Running, size: int, go: threading.Event) -> list[httpx.Response]:
+    """What so many clients are told; nobody leaves before all are in or refused.
+
+    Plain sockets: two hundred clients of a real library would keep the server from its processor.
+    """
+    refused, port = house.gate.refused, int(house.url.rsplit(":")[-1])
+    body = json.dumps({"messages": USER}).encode()
+    head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+    head += f"connection: close\r\ncontent-length: {len(body)}\r\n\r\n"
+
+    async def ask() -> httpx.Response:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(head.encode() + body)
+        told, _, content = (await reader.read()).partition(b"\r\n\r\n")
+        writer.close()
+        status, *lines = told.decode().split("\r\n")
+        headers = [tuple(line.split(": ", 1)) for line in lines]
+        return httpx.Response(int(status.split()[1]), headers=dict(headers), content=content)
+
+    waiting = asyncio.gather(*[ask() for _ in range(size)])
+    while house.gate.refused - refused + house.gate.admitted < size:
+        await asyncio.sleep(0.01)
+    go.set()
+    return await waiting
 
 
 def test_22_a_full_house_refuses_at_once_and_serves_in_order() -> None:
-    go = threading.Event()
-
-    class Waiting(FakeLM):
-        def _generate(self, *work) -> None:  # type: ignore[no-untyped-def]
-            go.wait(20)
-            super()._generate(*work)
-
     with running(lambda source: Waiting(source, reply="ab"), parallel=1, queue=3) as house:
+        go = house.lm().go
+        go.clear()
         order: list[int] = []
 
         def ask(number: int) -> None:
