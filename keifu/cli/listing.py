@@ -10,27 +10,45 @@ import shutil
 import textwrap
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from keifu.catalog import System, areas, children, systems
+from keifu.catalog.licences import use_of
 from keifu.checkpoints.known import KNOWN
 from keifu.cli.options import Argument, Option
 from keifu.cli.table import size, table
-from keifu.core.errors import unknown
+from keifu.core.errors import KeifuError, unknown
+from keifu.lm import cards
+from keifu.lm.cards import Card
 
 FOLDERS = {"families": "keifu.families"}
 """Kinds that are a folder of modules, one a name (see core/registry.py)."""
-KINDS = ("systems", "areas", "models", *FOLDERS)
+KINDS = ("systems", "areas", "models", "published", *FOLDERS)
 
 
 def listing(
     kind: Annotated[str, Argument("KIND")],
+    license: Annotated[
+        Literal["commercial", "custom", "research", "closed", "unclear"] | None,
+        Option(help="Published models whose licence allows this use."),
+    ] = None,
+    country: Annotated[str | None, Option(help="Published models from this country.")] = None,
     as_json: Annotated[bool, Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List what there is of a KIND: systems, areas, models or families."""
+    """List what there is of a KIND: systems, areas, models, published or families.
+
+    `models` are what Keifu fetches by name; `published` are the models of the family tree with
+    who made them and what their licences allow.
+    """
+    if (license or country) and kind != "published":
+        raise KeifuError(f"--license and --country are of `keifu list published`, not of {kind}")
     rows = _rows(kind)
+    if kind == "published":
+        rows = _chosen(rows, license, country)
     if as_json:
         print(json.dumps(rows, indent=2))
+    elif not rows:
+        print("none")
     else:
         print(table(list(rows[0]), [[str(value) for value in row.values()] for row in rows]))
 
@@ -40,17 +58,9 @@ def show(
     as_json: Annotated[bool, Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show what is known of NAME: a system of the family tree, a family, a model."""
-    facts: dict[str, dict[str, Any]] = {}
-    if name in (known := systems()):
-        facts["system"] = _system(known[name])
-    for kind, package in FOLDERS.items():
-        if name in (modules := _modules(package)):
-            facts[kind] = {"module": modules[name].stem, "about": _about(modules[name])}
-    for model in KNOWN:
-        if name in (model.name, *model.aliases):
-            facts["model"] = asdict(model)
+    facts = _facts(name)
     if not facts:
-        names = {*known, *(model.name for model in KNOWN)}
+        names = {*systems(), *(model.name for model in KNOWN), *cards.names()}
         for package in FOLDERS.values():
             names |= set(_modules(package))
         raise unknown("name", name, names, f"lists: keifu list {'|'.join(KINDS)}")
@@ -76,6 +86,22 @@ def show(
                 )
 
 
+def _facts(name: str) -> dict[str, dict[str, Any]]:
+    """All that goes by this name: what it is, and what is known of it."""
+    facts: dict[str, dict[str, Any]] = {}
+    if name in (known := systems()):
+        facts["system"] = _system(known[name])
+    for kind, package in FOLDERS.items():
+        if name in (modules := _modules(package)):
+            facts[kind] = {"module": modules[name].stem, "about": _about(modules[name])}
+    for model in KNOWN:
+        if name in (model.name, *model.aliases):
+            facts["model"] = asdict(model)
+    if card := cards.find(name):
+        facts["card"] = _card(card)
+    return facts
+
+
 def _rows(kind: str) -> list[dict[str, Any]]:
     known = systems()
     if kind == "systems":
@@ -97,10 +123,45 @@ def _rows(kind: str) -> list[dict[str, Any]]:
             {"name": m.name, "size": size(m.size), "license": m.license, "about": m.about}
             for m in KNOWN
         ]
+    if kind == "published":
+        return [
+            {
+                "id": row.id,
+                "year": row.year,
+                "organisation": row.model.organisation,
+                "country": row.model.country,
+                "openness": row.model.openness,
+                "use": use_of(row.model.licence, row.model.openness),
+                "licence": row.model.licence,
+            }
+            for row in known.values()
+            if row.model
+        ]
     if kind in FOLDERS:
         found = _modules(FOLDERS[kind])
         return [{"name": name, "about": _about(path)} for name, path in found.items()]
     raise unknown("kind", kind, KINDS)
+
+
+def _chosen(
+    rows: list[dict[str, Any]], license: str | None, country: str | None
+) -> list[dict[str, Any]]:
+    """The published models of a use and a country."""
+    countries = sorted({row["country"] for row in rows})
+    if country is not None and country not in countries:
+        raise unknown("country", country, countries)
+    return [
+        row
+        for row in rows
+        if (license is None or row["use"] == license)
+        and (country is None or row["country"] == country)
+    ]
+
+
+def _card(card: Card) -> dict[str, Any]:
+    """What is published of a closed model, each number with its source."""
+    reported = [f"{fact.claim}: {fact.value} ({fact.source})" for fact in card.facts]
+    return {**asdict(card), "facts": reported}
 
 
 def _system(row: System) -> dict[str, Any]:
