@@ -86,7 +86,10 @@ def _tiktoken(path: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
     if "qwen" in path.stem.lower() or "qwen" in str(config.get("tokenizer_class", "")).lower():
         name = "qwen"
     pattern, special = FORMATS[name]
-    return load_tiktoken(path, pattern=pattern, special=special)
+    rust = load_tiktoken(path, pattern=pattern, special=special)
+    if name == "qwen":
+        rust.normalizer = tokenizers.normalizers.NFC()  # its Python class composes first, too
+    return rust
 
 
 def _vocab_and_merges(path: Path, merges: Path) -> tokenizers.Tokenizer:
