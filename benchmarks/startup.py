@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from keifu.lm import peers
 from keifu.lm.measure import OURS, Worker, commands
 
 PAIRS, CONTEXT = 9, 2048

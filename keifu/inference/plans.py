@@ -37,8 +37,9 @@ from keifu.nn.wiring import BranchPost, Parallel, ParallelNorms, Post, Pre, Sand
 
 FEW, MANY = 32, 512
 """Most tokens of a step that goes through a tape. Dense weights are faster as matrix products
-beyond a few tokens; packed ones are not: 8-bit dot products do twice the work of bfloat16 ones,
-unless the processor has matrix units for those."""
+beyond a few tokens; packed ones, with activations in two 8-bit planes, are as fast on a tape (512
+tokens of smollm2-135m: 1.19 s of one core either way) and nearer to float32 (0.24 % of the logits
+against 0.97 %), unless the processor has matrix units for bfloat16."""
 TABLE = 1 << 20
 """Most entries of a rotary table that is kept for all positions."""
 
