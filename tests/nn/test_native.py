@@ -57,13 +57,14 @@ def reference(packed: Packed) -> Tensor:
 
 def two_planes(x: Tensor) -> Tensor:
     """Activations as the kernels see them, float64: 8-bit codes times a step a block of 32, and
-    8-bit codes of what that leaves over, times a 254th of it."""
+    8-bit codes of what that leaves over, times a 256th of it."""
     blocks = x.unflatten(-1, (-1, 32))
     largest = blocks.abs().amax(-1, keepdim=True)
     inverse, step = torch.where(largest > 0, 127 / largest, 0), largest / 127
     high = torch.round(blocks * inverse)
-    low = torch.round((blocks.double() - high.double() * step.double()) * (inverse * 254).double())
-    return (high.double() * step.double() + low * (step / 254).double()).flatten(-2)
+    left = (blocks.double() - high.double() * step.double()) * (inverse * 256).double()
+    low = torch.round(left.clamp(max=127))
+    return (high.double() * step.double() + low * (step / 256).double()).flatten(-2)
 
 
 def product(
@@ -140,7 +141,7 @@ def test_eight_bit_product(name: str) -> None:
     got, _ = product(x, [tile(packed)], exact=False)
     expected = two_planes(x) @ values.double().T
     size = two_planes(x).abs() @ values.double().abs().T
-    assert ((got - expected).abs() / size).max() < 2e-6
+    assert ((got - expected).abs() / size).max() < 1e-5  # a tie may round the other way
     plain = x.double() @ values.double().T
     assert (got - plain).norm() / plain.norm() < 1e-4
 

@@ -70,25 +70,37 @@ INLINE void dot_group(const int format, const int R, const uint8_t *group, kf_la
         }
 #pragma GCC unroll 8
         for (int r = 0; r < R; r++) {
-            const int8_t *q = x[r].codes + (size_t)b * 32;
+            const int8_t *q = x[r].codes + (size_t)b * 32, *rest = x[r].rest + (size_t)b * 32;
             if (format == KF_Q6_K) {
-                vi first = splat_int(-32 * x[r].half[2 * b]);
-                vi second = splat_int(-32 * x[r].half[2 * b + 1]);
+                vi first = {0}, second = {0};
 #pragma GCC unroll 4
                 for (int j = 0; j < 4; j++) {
                     first = dot4(first, w[j], four_codes(q + 4 * j));
                     second = dot4(second, w[j + 4], four_codes(q + 16 + 4 * j));
+                }
+                first = (first << FINE_BITS) - 32 * x[r].half[2 * b];
+                second = (second << FINE_BITS) - 32 * x[r].half[2 * b + 1];
+#pragma GCC unroll 4
+                for (int j = 0; j < 4; j++) {
+                    first = dot4(first, w[j], four_codes(rest + 4 * j));
+                    second = dot4(second, w[j + 4], four_codes(rest + 16 + 4 * j));
                 }
                 sums[r] += from_int(first) * (step * x[r].scale[b]);
                 sums[r] += from_int(second) * (low * x[r].scale[b]);
                 continue;
             }
             int centre = format == KF_Q8_0 ? -128 : format == KF_Q4_0 ? -8 : 0;
-            vi dot = centre ? splat_int(centre * x[r].total[b]) : (vi){0};
+            vi dot = {0};
 #pragma GCC unroll 8
             for (int j = 0; j < 8; j++)
                 dot = format == KF_Q8_0 ? dot4_wide(dot, w[j], four_codes(q + 4 * j))
                                         : dot4(dot, w[j], four_codes(q + 4 * j));
+            dot <<= FINE_BITS;
+            if (centre) dot += centre * x[r].total[b];
+#pragma GCC unroll 8
+            for (int j = 0; j < 8; j++)
+                dot = format == KF_Q8_0 ? dot4_wide(dot, w[j], four_codes(rest + 4 * j))
+                                        : dot4(dot, w[j], four_codes(rest + 4 * j));
             sums[r] += from_int(dot) * (step * x[r].scale[b]);
             if (format == KF_Q4_1 || format == KF_Q4_K) sums[r] += low * x[r].sum[b];
         }
@@ -108,7 +120,7 @@ typedef void (*dot_kernel)(const uint8_t *, kf_layout, int, int, const kf_codes 
 #define DOTS(format) DOT(format, 1) DOT(format, 2) DOT(format, 4) DOT(format, 8)
 DOTS(Q4_0) DOTS(Q4_1) DOTS(Q8_0) DOTS(Q4_K) DOTS(Q6_K)
 
-/* Kernels for 1, 2, 4 and 8 rows of codes. */
+/* Kernels for 1, 2, 4 and 8 rows. */
 static const dot_kernel *dots(int format)
 {
 #define ROW(format) {dot_##format##_1, dot_##format##_2, dot_##format##_4, dot_##format##_8}
@@ -131,31 +143,42 @@ INLINE void put(const kf_op *op, int row, int column, float value)
     *at = op->flags & KF_ADD ? *at + value : value;
 }
 
+/* The first `count` lanes of a vector, or all. */
+INLINE void put_lanes(const kf_op *op, int row, int column, int count, vf value)
+{
+    if (count < LANES) {
+        float lanes[LANES];
+        store(lanes, value);
+        for (int l = 0; l < count; l++) put(op, row, column + l, lanes[l]);
+        return;
+    }
+    float *at = op->out + row * op->out_stride + column;
+    if (op->bias) value += load(op->bias + column);
+    store(at, op->flags & KF_ADD ? load(at) + value : value);
+}
+
 static void tiled(const kf_op *op, const kf_segment *s, int rows, int first, int last,
                   const uint8_t *after)
 {
     kf_layout at = kf_group_layout(s->format, s->cols);
     const dot_kernel *kernels = dots(s->format);
-    int planes = rows * PLANES;
+    size_t stride = kf_codes_bytes(s->cols);
     for (int group = first; group < last; group++) {
         const uint8_t *data = s->data + (size_t)group * s->group_bytes;
         int valid = s->rows - group * GROUP;
-        for (int plane = 0; plane < planes;) { /* of all rows, one after another: in pairs */
-            int left = planes - plane, size = left >= 8 ? 3 : left >= 4 ? 2 : 1;
+        for (int row = 0; row < rows;) {
+            int size = rows - row >= 8 ? 3 : rows - row >= 4 ? 2 : rows - row >= 2 ? 1 : 0;
             kf_codes x[8];
-            for (int p = 0; p < 1 << size; p++) x[p] = kf_plane_at(op->codes, s->cols, plane + p);
+            for (int r = 0; r < 1 << size; r++)
+                x[r] = kf_codes_at(op->codes + (row + r) * stride, s->cols);
             for (int part = 0; part < GROUP && part < valid; part += LANES) {
                 vf sums[8];
-                float lanes[LANES];
-                const uint8_t *ahead = plane || part ? NULL : group + 1 < last ? data + at.bytes : after;
+                const uint8_t *ahead = row || part ? NULL : group + 1 < last ? data + at.bytes : after;
                 kernels[size](data, at, s->cols / BLOCK, part, x, sums, ahead);
-                for (int p = 0; p < 1 << size; p += PLANES) {
-                    store(lanes, sums[p] + sums[p + 1]);
-                    for (int l = 0; l < LANES && part + l < valid; l++)
-                        put(op, (plane + p) / PLANES, s->first + group * GROUP + part + l, lanes[l]);
-                }
+                for (int r = 0; r < 1 << size; r++)
+                    put_lanes(op, row + r, s->first + group * GROUP + part, valid - part, sums[r]);
             }
-            plane += 1 << size;
+            row += 1 << size;
         }
     }
 }

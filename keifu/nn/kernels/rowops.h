@@ -1,30 +1,10 @@
 /* Operations on rows of activations: lookup, norms, rotary, activations, sums, 8-bit copies. */
 
-/* One plane of a block of 32 floats: signed 8-bit codes of x times `inverse`, the step between
- * them; what they leave over is put in `rest`. */
-INLINE void code_block(const float *x, int b, const kf_codes *q, float inverse, float step,
-                       float *rest)
-{
-    int32_t half[2] = {0, 0};
-    for (int i = 0; i < BLOCK; i += LANES) {
-        vf value = load(x + i);
-        vi v = nearest(value * inverse);
-        narrow_signed((int8_t *)q->codes + b * BLOCK + i, v);
-        store(rest + i, value - from_int(v) * step);
-        half[i / 16] += sum_whole(v);
-    }
-    ((float *)q->scale)[b] = step;
-    ((float *)q->sum)[b] = step * (float)(half[0] + half[1]);
-    ((int32_t *)q->total)[b] = half[0] + half[1];
-    ((int32_t *)q->half)[2 * b] = half[0];
-    ((int32_t *)q->half)[2 * b + 1] = half[1];
-}
-
-/* Block b of a row of activations, in both planes. A NaN or infinity makes its step NaN. */
+/* Block b of a row of activations in two planes. A NaN or infinity makes the block's step NaN. */
 INLINE void quantise_block(const float *x, int b, uint8_t *row, int width)
 {
+    kf_codes q = kf_codes_at(row, width);
     vf most = {0}, odd = {0};
-    float rest[BLOCK];
     for (int i = 0; i < BLOCK; i += LANES) {
         vf v = load(x + i);
         most = larger(most, absolute(v));
@@ -32,10 +12,22 @@ INLINE void quantise_block(const float *x, int b, uint8_t *row, int width)
     }
     float largest = max_lanes(most), step = largest / 127.0f;
     float inverse = largest > 0x1p-110f ? 127.0f / largest : 0.0f;
-    kf_codes high = kf_plane_at(row, width, 0), low = kf_plane_at(row, width, 1);
-    code_block(x, b, &high, inverse, step + sum_lanes(odd), rest);
-    /* What is left is at most half a step: 127 of these to each side. */
-    code_block(rest, b, &low, inverse * 254, step / 254, rest);
+    int32_t half[2] = {0, 0};
+    for (int i = 0; i < BLOCK; i += LANES) {
+        vf value = load(x + i);
+        vi high = nearest(value * inverse);
+        /* At most half a step is left: 128 of these, and the one that does not fit is cut. */
+        vf left = (value - from_int(high) * step) * (inverse * FINE);
+        vi low = nearest(smaller(left, splat(127.0f)));
+        narrow_signed((int8_t *)q.codes + b * BLOCK + i, high);
+        narrow_signed((int8_t *)q.rest + b * BLOCK + i, low);
+        half[i / 16] += FINE * sum_whole(high) + sum_whole(low);
+    }
+    ((float *)q.scale)[b] = step / FINE + sum_lanes(odd);
+    ((float *)q.sum)[b] = q.scale[b] * (float)(half[0] + half[1]);
+    ((int32_t *)q.total)[b] = half[0] + half[1];
+    ((int32_t *)q.half)[2 * b] = half[0];
+    ((int32_t *)q.half)[2 * b + 1] = half[1];
 }
 
 static void quantise_row(const float *x, uint8_t *codes, int width)

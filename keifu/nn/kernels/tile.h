@@ -77,35 +77,30 @@ static inline kf_layout kf_group_layout(int format, size_t cols)
     return at;
 }
 
-/* A row of activations as planes of 8-bit codes by blocks of 32, ready for integer dot products:
- * the values rounded to 8 bits, then what that left over, to 8 bits again. Two planes are as good
- * as 16-bit activations; with one, rounding alone flips close choices of a small model. */
-enum { PLANES = 2 };
+/* A row of activations in two planes of 8-bit codes by blocks of 32, ready for integer dot products:
+ * the values rounded to 8 bits, then what that left over, to 8 bits again. As good as 16 bits; with
+ * one plane, rounding alone flips close choices of a small model. A value is
+ * (FINE * codes + rest) * scale, and sums of codes are of FINE * codes + rest. */
+enum { FINE_BITS = 8, FINE = 1 << FINE_BITS };
 
 typedef struct {
-    const int8_t *codes;
+    const int8_t *codes, *rest;
     const float *scale, *sum;    /* a block: step, and step times the sum of its codes */
     const int32_t *total, *half; /* sum of a block's codes; of its two halves */
 } kf_codes;
 
-static inline size_t kf_plane_bytes(size_t cols)
-{
-    return (cols + cols / BLOCK * 20 + 63) / 64 * 64;
-}
-
 static inline size_t kf_codes_bytes(size_t cols)
 {
-    return PLANES * kf_plane_bytes(cols);
+    return (2 * cols + cols / BLOCK * 20 + 63) / 64 * 64;
 }
 
-/* Plane i of codes that begin at `row`; rows follow each other, each with its planes together. */
-static inline kf_codes kf_plane_at(const uint8_t *row, size_t cols, size_t i)
+static inline kf_codes kf_codes_at(const uint8_t *row, size_t cols)
 {
-    row += i * kf_plane_bytes(cols);
     size_t blocks = cols / BLOCK;
     kf_codes q;
     q.codes = (const int8_t *)row;
-    q.scale = (const float *)(row + cols);
+    q.rest = q.codes + cols;
+    q.scale = (const float *)(row + 2 * cols);
     q.sum = q.scale + blocks;
     q.total = (const int32_t *)(q.sum + blocks);
     q.half = q.total + blocks;
