@@ -119,7 +119,7 @@ def command(
     if missing:
         raise KeifuError(f"serving needs {', '.join(missing)}: pip install 'keifu[serve]'")
     from keifu.server.app import service
-    from keifu.server.models import Models, offers
+    from keifu.server.models import Models, offers, quiet_heap
     from keifu.server.run import greeting, listen, serve
     from keifu.server.settings import Limits
 
@@ -129,7 +129,7 @@ def command(
     access = door.access()
     offered = offers(offer.model, offer.alias)
     shared = service(
-        Models(offered, offer.load, offer.idle_unload),
+        Models(offered, offer.load, offer.idle_unload, quiet_heap),
         limits=Limits(parallel=offer.parallel, queue=offer.queue, deadline=deadline),
         access=access,
         strict=strict,

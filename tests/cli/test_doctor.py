@@ -73,6 +73,7 @@ def test_no_place_for_models_is_a_failure(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("KEIFU_HOME", "/proc/nothing-can-be-made-here")
+    monkeypatch.setenv("COLUMNS", "400")  # cells of a narrow table are cut between words
     assert main(["doctor"]) == 1
     assert "set KEIFU_HOME to a writable folder" in " ".join(capsys.readouterr().out.split())
 

@@ -5,7 +5,6 @@ Each ends with a good request being answered, or with the process gone as it sho
 
 from __future__ import annotations
 
-import asyncio
 import json
 import signal
 import socket
@@ -18,6 +17,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -93,27 +93,27 @@ class Waiting(FakeLM):
 def test_22_two_hundred_at_once() -> None:
     with running(lambda s: Waiting(s, reply="abcde"), parallel=4, queue=64) as house:
         lm, clock = house.lm(), _clock(house.gate)
+        waits = []
         for _ in range(9):
             clock.clear()
             lm.go.set()
             house.still_good()
             lm.go.clear()
-            answers = asyncio.run(_crowd(house, 200, lm.go))
+            answers = _crowd(house, 200)
             began, *told = clock
-            if statistics.median(told) - began < 0.05:
+            refused = [answer for answer in answers if answer["status"] == 429]
+            seen = statistics.median(answer["seconds"] for answer in refused)
+            waits.append(min(seen, statistics.median(told) - began))
+            if waits[-1] < 0.05:
                 break
-        else:
-            pytest.fail("the median refusal took more than 50 ms nine times")
-        admitted = [answer for answer in answers if answer.status_code != 429]
-        refused = [answer for answer in answers if answer.status_code == 429]
+        assert min(waits) < 0.05
         assert lm.peak <= 4
+        admitted = [answer for answer in answers if answer["status"] == 200]
         assert (len(admitted), len(refused)) == (68, 132)
-        assert all(answer.status_code == 200 for answer in admitted)
-        assert {answer.json()["choices"][0]["message"]["content"] for answer in admitted} == {
-            "abcde"
-        }
-        assert all(int(answer.headers["retry-after"]) >= 1 for answer in refused)
-        assert {answer.json()["error"]["code"] for answer in refused} == {"queue_full"}
+        texts = {answer["body"]["choices"][0]["message"]["content"] for answer in admitted}
+        assert texts == {"abcde"}
+        assert all(int(answer["headers"]["retry-after"]) >= 1 for answer in refused)
+        assert {answer["body"]["error"]["code"] for answer in refused} == {"queue_full"}
         house.still_good()
 
 
@@ -141,30 +141,18 @@ def _clock(gate: Gate) -> list[float]:
     return found
 
 
-async def _crowd(house: Running, size: int, go: threading.Event) -> list[httpx.Response]:
-    """What so many clients are told; nobody leaves before all are in or refused.
-
-    Plain sockets: two hundred clients of a real library would keep the server from its processor.
-    """
-    refused, port = house.gate.refused, int(house.url.rsplit(":")[-1])
-    body = json.dumps({"messages": USER}).encode()
-    head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
-    head += f"connection: close\r\ncontent-length: {len(body)}\r\n\r\n"
-
-    async def ask() -> httpx.Response:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(head.encode() + body)
-        told, _, content = (await reader.read()).partition(b"\r\n\r\n")
-        writer.close()
-        status, *lines = told.decode().split("\r\n")
-        headers = [tuple(line.split(": ", 1)) for line in lines]
-        return httpx.Response(int(status.split()[1]), headers=dict(headers), content=content)
-
-    waiting = asyncio.gather(*[ask() for _ in range(size)])
-    while house.gate.refused - refused + house.gate.admitted < size:
-        await asyncio.sleep(0.01)
-    go.set()
-    return await waiting
+def _crowd(house: Running, size: int) -> list[dict[str, Any]]:
+    """What so many clients are told; nobody leaves before all are in or refused."""
+    root, port = Path(__file__).parents[2], house.url.rsplit(":")[-1]
+    refused = house.gate.refused
+    arguments = [sys.executable, "-m", "tests.server.crowd", port, str(size)]
+    with subprocess.Popen(arguments, cwd=root, stdout=subprocess.PIPE) as clients:
+        try:
+            house.wait(lambda: house.gate.refused - refused + house.gate.admitted == size, 20)
+        finally:
+            house.lm().go.set()
+        answers: list[dict[str, Any]] = json.loads(clients.communicate(timeout=20)[0])
+    return answers
 
 
 def test_22_a_full_house_refuses_at_once_and_serves_in_order() -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from keifu.core.errors import KeifuError
-from keifu.server.models import offers
+from keifu.server.models import Models, offers, quiet_heap
 from tests.server.harness import FakeLM, running
 
 
@@ -69,6 +72,39 @@ def test_idle_models_are_freed_and_come_back_but_not_while_used() -> None:
         assert house.http.get("/health").status_code == 200
         house.still_good()
         assert len(house.loaded["fake"]) == 2
+
+
+def test_what_stays_is_not_collected_again_and_what_goes_is() -> None:
+    """A model in a cycle with itself is freed when it is idle, though it was set aside before."""
+    seen: list[weakref.ref[FakeLM]] = []
+
+    def make(source: str) -> FakeLM:
+        lm = FakeLM(source)
+        lm.cycle = lm  # type: ignore[attr-defined]
+        seen.append(weakref.ref(lm))
+        return lm
+
+    async def life() -> None:
+        models = Models(offers(["fake"]), make, 0.05, quiet_heap)
+        await models.start()
+        assert seen[0]() is not None
+        assert gc.get_freeze_count() > 10_000
+        for _ in range(100):
+            await asyncio.sleep(0.02)
+            if seen[0]() is None:
+                break
+        else:
+            pytest.fail("an idle model was not freed")
+        async with models.lend("fake") as lm:
+            assert lm is seen[1]()
+        await models.close()
+
+    gc.disable()
+    try:
+        asyncio.run(life())
+    finally:
+        gc.enable()
+        gc.unfreeze()
 
 
 def test_a_model_that_cannot_be_loaded() -> None:
