@@ -61,11 +61,11 @@ def test_a_second_model_loads_when_first_wanted_and_only_once() -> None:
 
 def test_idle_models_are_freed_and_come_back_but_not_while_used() -> None:
     def make(source: str) -> FakeLM:
-        return FakeLM(source, reply="x" * 30, delay=0.01)
+        return FakeLM(source, reply="x" * 30, delay=0.04)
 
-    with running(make, idle=0.1) as house:
+    with running(make, idle=0.8) as house:
         first = house.lm()
-        assert house.chat().status_code == 200  # 0.3 s, longer than the idle time
+        assert house.chat().status_code == 200  # 1.2 s, longer than the idle time
         assert not first.closed
         house.wait(lambda: first.closed)
         assert house.http.get("/v1/models").json()["data"][0]["meta"]["state"] == "unloaded"
