@@ -169,9 +169,7 @@ def test_norms_of_whole_projections_and_of_single_heads() -> None:
 
 @torch.no_grad()
 def test_a_window_keeps_no_more_than_it_needs() -> None:
-    spec = Attention(
-        width=16, heads=2, kv_heads=2, head_width=8, mask=Causal() & Window(8, keep=2)
-    )
+    spec = Attention(width=16, heads=2, kv_heads=2, head_width=8, mask=Causal() & Window(8, keep=2))
     pool = StatePool([spec.state()], budget=1 << 20, page=4)
     state = pool.open()
     free = pool.free_tokens
