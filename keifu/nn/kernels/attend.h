@@ -352,9 +352,9 @@ static void merge(const kf_op *op, const kf_step *step, const kf_worker *worker)
         float *out = op->out + row * op->out_stride + head * op->width;
         merge_head(op, row, head, spans_of(kf_visible(op, step, row).seen), out);
         if (!op->codes || !whole) continue;
-        uint8_t *codes = op->codes + row * kf_codes_bytes(blocks * BLOCK);
+        kf_codes *codes = (kf_codes *)(op->codes + row * kf_codes_bytes(blocks * BLOCK));
         for (int b = 0; b < op->width / BLOCK; b++)
-            quantise_block(out + b * BLOCK, head * op->width / BLOCK + b, codes, blocks * BLOCK);
+            quantise_block(out + b * BLOCK, codes + head * op->width / BLOCK + b);
     }
 }
 

@@ -40,7 +40,7 @@ INLINE int32_t four_codes(const int8_t *codes)
 
 /* R rows of codes times LANES rows of a group; `part` is the first of those rows. */
 INLINE void dot_group(const int format, const int R, const uint8_t *group, kf_layout at, int blocks,
-                      int part, const kf_codes *x, vf *out, const uint8_t *ahead)
+                      int part, const uint8_t *x, size_t stride, vf *out, const uint8_t *ahead)
 {
     const uint8_t *codes = group + 4 * part, *high = group + at.high + 4 * part;
     const uint8_t *scales = group + at.scales, *supers = group + at.supers;
@@ -70,7 +70,8 @@ INLINE void dot_group(const int format, const int R, const uint8_t *group, kf_la
         }
 #pragma GCC unroll 8
         for (int r = 0; r < R; r++) {
-            const int8_t *q = x[r].codes + (size_t)b * 32, *rest = x[r].rest + (size_t)b * 32;
+            const kf_codes *block = (const kf_codes *)(x + r * stride) + b;
+            const int8_t *q = block->codes, *rest = block->rest;
             if (format == KF_Q6_K) {
                 vi first = {0}, second = {0};
 #pragma GCC unroll 4
@@ -78,15 +79,15 @@ INLINE void dot_group(const int format, const int R, const uint8_t *group, kf_la
                     first = dot4(first, w[j], four_codes(q + 4 * j));
                     second = dot4(second, w[j + 4], four_codes(q + 16 + 4 * j));
                 }
-                first = (first << FINE_BITS) - 32 * x[r].half[2 * b];
-                second = (second << FINE_BITS) - 32 * x[r].half[2 * b + 1];
+                first = (first << FINE_BITS) - 32 * block->half[0];
+                second = (second << FINE_BITS) - 32 * block->half[1];
 #pragma GCC unroll 4
                 for (int j = 0; j < 4; j++) {
                     first = dot4(first, w[j], four_codes(rest + 4 * j));
                     second = dot4(second, w[j + 4], four_codes(rest + 16 + 4 * j));
                 }
-                sums[r] += from_int(first) * (step * x[r].scale[b]);
-                sums[r] += from_int(second) * (low * x[r].scale[b]);
+                sums[r] += from_int(first) * (step * block->scale);
+                sums[r] += from_int(second) * (low * block->scale);
                 continue;
             }
             int centre = format == KF_Q8_0 ? -128 : format == KF_Q4_0 ? -8 : 0;
@@ -96,26 +97,26 @@ INLINE void dot_group(const int format, const int R, const uint8_t *group, kf_la
                 dot = format == KF_Q8_0 ? dot4_wide(dot, w[j], four_codes(q + 4 * j))
                                         : dot4(dot, w[j], four_codes(q + 4 * j));
             dot <<= FINE_BITS;
-            if (centre) dot += centre * x[r].total[b];
+            if (centre) dot += centre * block->total;
 #pragma GCC unroll 8
             for (int j = 0; j < 8; j++)
                 dot = format == KF_Q8_0 ? dot4_wide(dot, w[j], four_codes(rest + 4 * j))
                                         : dot4(dot, w[j], four_codes(rest + 4 * j));
-            sums[r] += from_int(dot) * (step * x[r].scale[b]);
-            if (format == KF_Q4_1 || format == KF_Q4_K) sums[r] += low * x[r].sum[b];
+            sums[r] += from_int(dot) * (step * block->scale);
+            if (format == KF_Q4_1 || format == KF_Q4_K) sums[r] += low * block->sum;
         }
     }
     for (int r = 0; r < R; r++) out[r] = sums[r];
 }
 
-typedef void (*dot_kernel)(const uint8_t *, kf_layout, int, int, const kf_codes *, vf *,
+typedef void (*dot_kernel)(const uint8_t *, kf_layout, int, int, const uint8_t *, size_t, vf *,
                            const uint8_t *);
 
 #define DOT(format, R)                                                                           \
     static void dot_##format##_##R(const uint8_t *group, kf_layout at, int blocks, int part,     \
-                                   const kf_codes *x, vf *out, const uint8_t *ahead)             \
+                                   const uint8_t *x, size_t stride, vf *out, const uint8_t *ahead) \
     {                                                                                            \
-        dot_group(KF_##format, R, group, at, blocks, part, x, out, ahead);                       \
+        dot_group(KF_##format, R, group, at, blocks, part, x, stride, out, ahead);                       \
     }
 #define DOTS(format) DOT(format, 1) DOT(format, 2) DOT(format, 4) DOT(format, 8)
 DOTS(Q4_0) DOTS(Q4_1) DOTS(Q8_0) DOTS(Q4_K) DOTS(Q6_K)
@@ -168,13 +169,11 @@ static void tiled(const kf_op *op, const kf_segment *s, int rows, int first, int
         int valid = s->rows - group * GROUP;
         for (int row = 0; row < rows;) {
             int size = rows - row >= 8 ? 3 : rows - row >= 4 ? 2 : rows - row >= 2 ? 1 : 0;
-            kf_codes x[8];
-            for (int r = 0; r < 1 << size; r++)
-                x[r] = kf_codes_at(op->codes + (row + r) * stride, s->cols);
+            const uint8_t *x = op->codes + row * stride;
             for (int part = 0; part < GROUP && part < valid; part += LANES) {
                 vf sums[8];
                 const uint8_t *ahead = row || part ? NULL : group + 1 < last ? data + at.bytes : after;
-                kernels[size](data, at, s->cols / BLOCK, part, x, sums, ahead);
+                kernels[size](data, at, s->cols / BLOCK, part, x, stride, sums, ahead);
                 for (int r = 0; r < 1 << size; r++)
                     put_lanes(op, row + r, s->first + group * GROUP + part, valid - part, sums[r]);
             }

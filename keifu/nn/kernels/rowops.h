@@ -1,9 +1,14 @@
 /* Operations on rows of activations: lookup, norms, rotary, activations, sums, 8-bit copies. */
 
-/* Block b of a row of activations in two planes. A NaN or infinity makes the block's step NaN. */
-INLINE void quantise_block(const float *x, int b, uint8_t *row, int width)
+/* The codes that an operation leaves of a row it writes, `width` columns. */
+INLINE kf_codes *kf_codes_at(const kf_op *op, int64_t row)
 {
-    kf_codes q = kf_codes_at(row, width);
+    return (kf_codes *)(op->codes + row * kf_codes_bytes(op->width));
+}
+
+/* A block of activations in two planes. A NaN or infinity makes the block's step NaN. */
+INLINE void quantise_block(const float *x, kf_codes *q)
+{
     vf most = {0}, odd = {0};
     for (int i = 0; i < BLOCK; i += LANES) {
         vf v = load(x + i);
@@ -19,20 +24,19 @@ INLINE void quantise_block(const float *x, int b, uint8_t *row, int width)
         /* At most half a step is left: 128 of these, and the one that does not fit is cut. */
         vf left = (value - from_int(high) * step) * (inverse * FINE);
         vi low = nearest(smaller(left, splat(127.0f)));
-        narrow_signed((int8_t *)q.codes + b * BLOCK + i, high);
-        narrow_signed((int8_t *)q.rest + b * BLOCK + i, low);
+        narrow_signed(q->codes + i, high);
+        narrow_signed(q->rest + i, low);
         half[i / 16] += FINE * sum_whole(high) + sum_whole(low);
     }
-    ((float *)q.scale)[b] = step / FINE + sum_lanes(odd);
-    ((float *)q.sum)[b] = q.scale[b] * (float)(half[0] + half[1]);
-    ((int32_t *)q.total)[b] = half[0] + half[1];
-    ((int32_t *)q.half)[2 * b] = half[0];
-    ((int32_t *)q.half)[2 * b + 1] = half[1];
+    q->scale = step / FINE + sum_lanes(odd);
+    q->total = half[0] + half[1];
+    q->sum = q->scale * (float)q->total;
+    q->half[0] = half[0], q->half[1] = half[1];
 }
 
 static void quantise_row(const float *x, uint8_t *codes, int width)
 {
-    for (int b = 0; b < width / BLOCK; b++) quantise_block(x + b * BLOCK, b, codes, width);
+    for (int b = 0; b < width / BLOCK; b++) quantise_block(x + b * BLOCK, (kf_codes *)codes + b);
 }
 
 static void quantise(const kf_op *op, const kf_step *step, const kf_worker *worker)
@@ -41,8 +45,7 @@ static void quantise(const kf_op *op, const kf_step *step, const kf_worker *work
     kf_share(blocks * kf_rows(op, step), worker, &first, &last);
     for (int64_t i = first; i < last; i++) {
         int64_t row = i / blocks, b = i % blocks;
-        quantise_block(op->in + row * op->in_stride + b * BLOCK, b,
-                       op->codes + row * kf_codes_bytes(op->width), op->width);
+        quantise_block(op->in + row * op->in_stride + b * BLOCK, kf_codes_at(op, row) + b);
     }
 }
 
@@ -169,8 +172,7 @@ static void activate(const kf_op *op, const kf_step *step, const kf_worker *work
             ACTIVATE(KF_QUICK_GELU) ACTIVATE(KF_SILU) ACTIVATE(KF_SIGMOID) ACTIVATE(KF_TANH)
         default: activate_block(KF_IDENTITY, in, gated, out, count);
         }
-        if (op->codes)
-            quantise_block(out, b, op->codes + row * kf_codes_bytes(op->width), op->width);
+        if (op->codes) quantise_block(out, kf_codes_at(op, row) + b);
     }
 }
 #undef ACTIVATE

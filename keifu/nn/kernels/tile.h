@@ -84,27 +84,15 @@ static inline kf_layout kf_group_layout(int format, size_t cols)
 enum { FINE_BITS = 8, FINE = 1 << FINE_BITS };
 
 typedef struct {
-    const int8_t *codes, *rest;
-    const float *scale, *sum;    /* a block: step, and step times the sum of its codes */
-    const int32_t *total, *half; /* sum of a block's codes; of its two halves */
+    int8_t codes[BLOCK], rest[BLOCK];
+    float scale, sum;        /* step, and step times the sum of the codes */
+    int32_t total, half[2];  /* sum of the codes; of their two halves */
+    int32_t unused[3];       /* a row is one pointer, its blocks at constant distances */
 } kf_codes;
 
 static inline size_t kf_codes_bytes(size_t cols)
 {
-    return (2 * cols + cols / BLOCK * 20 + 63) / 64 * 64;
-}
-
-static inline kf_codes kf_codes_at(const uint8_t *row, size_t cols)
-{
-    size_t blocks = cols / BLOCK;
-    kf_codes q;
-    q.codes = (const int8_t *)row;
-    q.rest = q.codes + cols;
-    q.scale = (const float *)(row + 2 * cols);
-    q.sum = q.scale + blocks;
-    q.total = (const int32_t *)(q.sum + blocks);
-    q.half = q.total + blocks;
-    return q;
+    return (cols / BLOCK * sizeof(kf_codes) + 63) / 64 * 64;
 }
 
 #endif
