@@ -58,7 +58,7 @@ class Session:
                     model.warn(" ".join(str(wrong).split()))
                     if self._dialogue is None and self._opening and self._opening.failed():
                         raise SystemExit(1) from None
-        except (Leave, EOFError):
+        except (Leave, EOFError, KeyboardInterrupt):  # the last: Ctrl-C between two prompts
             pass
         finally:
             self.close()
