@@ -26,8 +26,7 @@ class Terminal:
         self.screen = pyte.HistoryScreen(columns, lines, history=1000, ratio=0.5)
         self.stream = pyte.ByteStream(self.screen)
         self.status: int | None = None
-        ours = ("NO_COLOR", "FORCE_COLOR", "KEIFU_HOME")
-        outside = {k: v for k, v in os.environ.items() if k not in ours}
+        outside = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "FORCE_COLOR")}
         whole = {
             **outside, "TERM": "xterm-256color", "PYTHONPATH": str(ROOT),
             "PROMPT_TOOLKIT_NO_CPR": "1", **env,

@@ -153,8 +153,11 @@ def test_58_one_core(poor: dict[str, str]) -> None:
 
 
 @pytest.fixture
-def talk(poor: dict[str, str], tmp_path: Path) -> Iterator[Terminal]:
+def talk(
+    poor: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Terminal]:
     """An interactive chat whose home cannot be written and whose working folder is gone."""
+    monkeypatch.delenv("KEIFU_HOME", raising=False)
     (tmp_path / "gone").mkdir()
     terminal = Terminal("chat", **{**poor, "LC_ALL": "C", "CWD": str(tmp_path / "gone")})
     yield terminal
