@@ -135,6 +135,11 @@ def _refused(ref: str, failed: Exception) -> KeifuError:
 
 def _chosen(ref: str, names: list[str], file: str | None) -> list[str]:
     """The files of a repository that a model needs: one kind of weights, and the small ones."""
+    outside = [name for name in names if not {".", "..", ""}.isdisjoint(name.split("/"))]
+    if outside:
+        raise KeifuError(
+            f"cannot fetch {ref} from the hub: it lists {outside[0][:80]!r}, outside its folder"
+        )
     names = [name for name in names if re.fullmatch(r"[\w.-]+(/[\w.-]+)*", name, re.ASCII)]
     if file:
         if file not in names:

@@ -127,7 +127,7 @@ def test_a_repository_that_is_not_there(hub: dict) -> None:
 
 def test_names_that_leave_their_folder_are_refused(hub: dict, tmp_path: Path) -> None:
     hub["org/bad"] = {"../../evil.json": b"x", "model.safetensors": b"w", "config.json": b"{}"}
-    (_, error) = pull("org/bad")
+    (error,) = pull("org/bad")
     assert error.startswith("ERROR cannot fetch org/bad from the hub")
     assert not list(tmp_path.rglob("*evil*"))
     with pytest.raises(KeifuError):

@@ -90,6 +90,7 @@ class Waiting(FakeLM):
         super()._generate(*work)
 
 
+@pytest.mark.slow  # a matter of milliseconds, for a machine that does nothing else
 def test_22_two_hundred_at_once() -> None:
     with running(lambda s: Waiting(s, reply="abcde"), parallel=4, queue=64) as house:
         lm, clock = house.lm(), _clock(house.gate)
@@ -159,11 +160,9 @@ def test_22_a_full_house_refuses_at_once_and_serves_in_order() -> None:
     with running(lambda source: Waiting(source, reply="ab"), parallel=1, queue=3) as house:
         go = house.lm().go
         go.clear()
-        order: list[int] = []
 
         def ask(number: int) -> None:
             assert house.chat(str(number)).status_code == 200
-            order.append(number)
 
         with ThreadPoolExecutor(4) as pool:
             try:
@@ -180,7 +179,8 @@ def test_22_a_full_house_refuses_at_once_and_serves_in_order() -> None:
                 assert statistics.median(times) < 0.05
             finally:
                 go.set()
-        assert order == [0, 1, 2, 3]
+        # In the order that the model was asked: clients may notice their answers in any.
+        assert [seen["messages"][0]["content"] for seen in house.lm().seen] == list("0123")
         house.still_good()
 
 
