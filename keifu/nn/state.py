@@ -44,9 +44,36 @@ class Memory:
 
     shape: tuple[int, ...]
     source: str = "encoder"
+    shared: str | None = None
+    """A name under which all uses keep one value; None: each use has its own."""
 
 
 Entry = PerToken | Fixed | Memory
+Key = tuple[int, str]
+"""A use and the name of what it keeps."""
+EVERY = -1
+"""The use of what all uses share."""
+
+
+def stored(entries: Sequence[Mapping[str, Entry]]) -> dict[Key, Entry]:
+    """What is kept of all uses' entries, each once.
+
+    Raises:
+        ValueError: two entries of one shared name are not the same.
+    """
+    found: dict[Key, Entry] = {}
+    for use, declared in enumerate(entries):
+        for name, entry in declared.items():
+            key = _key(use, name, entry)
+            if found.setdefault(key, entry) != entry:
+                raise ValueError(f"{entry} and {found[key]} cannot be one: their uses share them")
+    return found
+
+
+def _key(use: int, name: str, entry: Entry) -> Key:
+    if isinstance(entry, Memory) and entry.shared is not None:
+        return EVERY, f"{entry.source}.{entry.shared}"
+    return use, name
 
 
 def state_bytes(entries: Sequence[Mapping[str, Entry]], dtype: torch.dtype) -> tuple[int, int]:
@@ -55,13 +82,18 @@ def state_bytes(entries: Sequence[Mapping[str, Entry]], dtype: torch.dtype) -> t
     A place of a memory counts as a token: the pool holds as many of the one as of the other.
     """
     fixed = token = 0
-    for declared in entries:
-        for entry in declared.values():
-            if isinstance(entry, Fixed):
-                fixed += math.prod(entry.shape) * entry.dtype.itemsize
-            else:
-                token += math.prod(entry.shape) * dtype.itemsize
+    for entry in stored(entries).values():
+        if isinstance(entry, Fixed):
+            fixed += math.prod(entry.shape) * entry.dtype.itemsize
+        else:
+            token += math.prod(entry.shape) * dtype.itemsize
     return fixed, token
+
+
+def place_bytes(entries: Sequence[Mapping[str, Entry]], dtype: torch.dtype) -> int:
+    """Bytes that a place of a memory takes, over all uses."""
+    kept = [e for e in stored(entries).values() if isinstance(e, Memory)]
+    return sum(math.prod(entry.shape) for entry in kept) * dtype.itemsize
 
 
 class Handle(Protocol):
@@ -105,6 +137,7 @@ class StatePool:
         slots: most requests at once where some entry is fixed.
         dtype: of per-token entries; fixed ones name their own.
         page: tokens in a page.
+        places: of memories, all requests together; None: as many as tokens.
     """
 
     def __init__(
@@ -116,29 +149,34 @@ class StatePool:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         page: int = 32,
+        places: int | None = None,
     ) -> None:
         self.entries, self.dtype, self.page = list(entries), dtype, page
         self.device = torch.device(device)
-        self.fixed: dict[tuple[int, str], Tensor] = {}
+        self.fixed: dict[Key, Tensor] = {}
         groups: dict[tuple[int | None, int], list[tuple[int, str, PerToken]]] = {}
         sources: dict[str, list[tuple[int, str, Memory]]] = {}
-        for use, declared in enumerate(self.entries):
-            for name, entry in declared.items():
-                if isinstance(entry, PerToken):
-                    groups.setdefault((entry.window, entry.sinks), []).append((use, name, entry))
-                elif isinstance(entry, Memory):
-                    sources.setdefault(entry.source, []).append((use, name, entry))
-                else:
-                    self.fixed[use, name] = torch.zeros(
-                        slots, *entry.shape, dtype=entry.dtype, device=self.device
-                    )
+        for (use, name), entry in stored(self.entries).items():
+            if isinstance(entry, PerToken):
+                groups.setdefault((entry.window, entry.sinks), []).append((use, name, entry))
+            elif isinstance(entry, Memory):
+                sources.setdefault(entry.source, []).append((use, name, entry))
+            else:
+                self.fixed[use, name] = torch.zeros(
+                    slots, *entry.shape, dtype=entry.dtype, device=self.device
+                )
         self._free_slots = list(range(slots - 1, -1, -1)) if self.fixed else []
         left = budget - sum(t.nbytes for t in self.fixed.values())
-        costs = [self._token_bytes(members) for members in groups.values()]
-        costs += [self._token_bytes(members) for members in sources.values()]
-        pages = max(left, 0) // max(sum(costs) * page, 1)
-        if left < 0 or (costs and pages < 1):
-            what = f"{slots} requests" if left < 0 else f"one page of {page} tokens"
+        token, place = (
+            sum(map(self._token_bytes, found.values())) * page for found in (groups, sources)
+        )
+        held = -(-(places or 0) // page)
+        left -= held * place
+        pages = max(left, 0) // max(token + (place if places is None else 0), 1)
+        held = pages if places is None else held
+        if left < 0 or (token and pages < 1) or (place and held < 1):
+            what = f"{slots} requests" + (f" and {places} places of memory" if places else "")
+            what = what if left < 0 else f"one page of {page} tokens"
             raise KeifuError(
                 f"a state budget of {budget} bytes does not hold {what}: raise --max-memory"
             )
@@ -147,7 +185,7 @@ class StatePool:
             for (window, sinks), members in groups.items()
         ]
         self.memories = {
-            source: MemoryGroup(PageGroup(members, None, 0, pages, page, dtype, self.device))
+            source: MemoryGroup(PageGroup(members, None, 0, held, page, dtype, self.device))
             for source, members in sources.items()
         }
         self._where = {
@@ -337,4 +375,4 @@ class _UseHandle:
         held = self._states[row].memories.get(entry.source)
         if held is None:
             raise ValueError(f"the request was opened without its memory {entry.source!r}")
-        return self._pool.memories[entry.source].read(self._use, name, held, make)
+        return self._pool.memories[entry.source].read(*_key(self._use, name, entry), held, make)

@@ -28,7 +28,16 @@ from keifu.nn.pair import Pair, PairModule
 from keifu.nn.part import count
 from keifu.nn.positions import BucketBias, SharedBias
 from keifu.nn.stack import Stack, repeat
-from keifu.nn.state import Fixed, Memory, PerToken, RequestState, StatePool, state_bytes
+from keifu.nn.state import (
+    Entry,
+    Fixed,
+    Memory,
+    PerToken,
+    RequestState,
+    StatePool,
+    place_bytes,
+    state_bytes,
+)
 from keifu.nn.wiring import Pre
 from tests.inference.test_engine import byte_tokenizer
 
@@ -276,6 +285,42 @@ def test_a_memory_is_refused_where_it_does_not_fit_or_was_not_opened() -> None:
     other = pool.open({"encoder": 2})
     with pytest.raises(ValueError, match="a memory of 3"):
         pool.handles([other], [0])[0].memory("m", 0, lambda: torch.zeros(3, 3))
+
+
+def test_uses_share_an_entry_by_name_and_it_is_counted_once() -> None:
+    one = Memory((3,), shared="places")
+    entries: list[dict[str, Entry]] = [
+        {"m": one, "k": PerToken((2,))},
+        {"m": one, "own": Memory((1,))},
+    ]
+    assert state_bytes(entries, torch.float32) == (0, 4 * (3 + 2 + 1))
+    assert place_bytes(entries, torch.float32) == 4 * (3 + 1)
+    pool = StatePool(entries, budget=4 * 6 * 4 * 5, page=4)
+    (storage,) = (m.pages.storage for m in pool.memories.values())
+    assert {key: tuple(t.shape) for key, t in storage.items()} == {
+        (-1, "encoder.places"): (20, 3), (1, "own"): (20, 1),
+    }  # fmt: skip
+    a = pool.open({"encoder": 7})
+    assert (made(pool, a, 1, "m", 2.0) == 2.0).all()
+    assert (made(pool, a, 0, "m", None) == 2.0).all(), "the first use that asks writes it for all"
+    b = pool.fork(a)
+    mine, theirs = (made(pool, state, 0, "m", None) for state in (a, b))
+    assert mine.data_ptr() == theirs.data_ptr(), "forks read the same places"
+    other = Memory((4,), shared="places")
+    with pytest.raises(ValueError, match="cannot be one"):
+        StatePool([*entries, {"m": other}], budget=1 << 12)
+
+
+def test_places_may_be_more_than_tokens() -> None:
+    entries: list[dict[str, Entry]] = [{"k": PerToken((2,)), "m": Memory((3,))}]
+    pool = StatePool(entries, budget=4 * (3 * 40 + 2 * 9), page=4, places=37)
+    assert (pool.room(), pool.capacity) == ({"encoder": 40}, 8)
+    with pytest.raises(KeifuError, match=r"budget of 480 bytes does not hold one page of 4 tokens"):
+        StatePool(entries, budget=4 * 3 * 40, page=4, places=37)
+    with pytest.raises(KeifuError, match="does not hold 2 requests and 37 places of memory"):
+        StatePool(entries, budget=479, slots=2, page=4, places=37)
+    alone = StatePool([{"m": Memory((3,))}], budget=480, page=4, places=40)
+    assert alone.room() == {"encoder": 40}, "nothing is left, and nothing else is needed"
 
 
 @settings(max_examples=40, deadline=None)
