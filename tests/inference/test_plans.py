@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from keifu.families import families
-from keifu.inference.plans import Plan, Unplanned
+from keifu.inference.lowering import Unplanned
+from keifu.inference.plans import Plan
 from keifu.inference.runner import TorchRunner, step_of
 from keifu.nn.kernels import native
 from keifu.nn.kernels.formats import Packed
