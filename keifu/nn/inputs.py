@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from keifu.nn.linear import Embedding, Linear
@@ -55,7 +56,10 @@ class TokensModule(nn.Module):
 
     def forward(self, ids: Tensor, step: Step) -> Tensor:
         """ids (tokens,) -> (tokens, width)."""
-        x = self.table(ids)
+        return self.placed(self.table(ids), step)
+
+    def placed(self, x: Tensor, step: Step) -> Tensor:
+        """The same from vectors (tokens, table width) on, whether of the table or not."""
         if self.spec.scale != 1.0:
             x = x * self.spec.scale
         positions = self.spec.positions
@@ -64,11 +68,11 @@ class TokensModule(nn.Module):
             x = self.project(x)
         if self.positions is not None:
             x = x + self.positions(step.positions).to(x.dtype)
+        first = torch.zeros_like(step.positions)
         if self.segments is not None:
-            segments = step.segments
-            x = x + self.segments(segments if segments is not None else ids.new_zeros(ids.shape))
+            x = x + self.segments(first if step.segments is None else step.segments)
         for name, table in self.kinds.items():
-            x = x + table(step.kinds.get(name, ids.new_zeros(ids.shape)))
+            x = x + table(step.kinds.get(name, first))
         if self.norm is not None:
             x = self.norm(x)
         if self.project is not None and not project_first:

@@ -158,9 +158,20 @@ class StackModule(nn.Module):
         Args:
             select: indices of the tokens whose logits are wanted; None: all.
         """
+        return self.through(self.input(ids, step), step, states, select=select, taps=taps)
+
+    def through(
+        self,
+        x: Tensor,
+        step: Step,
+        states: Sequence[Handle] | None = None,
+        *,
+        select: Tensor | None = None,
+        taps: Collection[str] = (),
+    ) -> Output:
+        """The same from the input's vectors x (tokens, width) on: blocks, norm, head."""
         if self.shared:
             step = _with_shared(step, dict(self.shared.items()))
-        x = self.input(ids, step)
         kept = {"input": x} if "input" in taps else {}
         passed = [x]
         for use, index in enumerate(self.spec.order()):
