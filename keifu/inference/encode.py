@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from keifu.core.errors import ContextLengthError, KeifuError
+from keifu.nn.masks import Landmarks
 from keifu.nn.stack import StackModule
 from keifu.nn.step import fresh_step
 
@@ -170,8 +171,8 @@ class Encodings:
         step = replace(fresh_step([len(row) for row in rows], self.device), compute=self.compute)
         nothing = torch.zeros(0, dtype=torch.long, device=self.device)
         hidden = self.model.run(ids, step, select=nothing).hidden
-        prefixes = tuple(job.prefix for job, _ in taken)
-        found: Tensor = self.head(hidden, replace(step, prefixes=prefixes)).float().cpu()
+        landmarks = tuple(Landmarks(prefix=job.prefix) for job, _ in taken)
+        found: Tensor = self.head(hidden, replace(step, landmarks=landmarks)).float().cpu()
         return found
 
     def _keep(self, taken: Sequence[tuple[Job, int]], vectors: Tensor) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from keifu.nn.masks import Full, Mask
+from keifu.nn.masks import UNMARKED, Causal, Full, Landmarks, Mask
 
 Bias = Callable[[Tensor, Tensor], Tensor]
 """Query positions (n,), key positions (m,) -> (heads, n, m) added to the scores, or
@@ -29,35 +29,37 @@ def attend(
     scale: float,
     bias: Bias | None = None,
     softcap: float | None = None,
-    prefix: int = 0,
+    landmarks: Landmarks = UNMARKED,
 ) -> Tensor:
     """softmax(scale * q k^T + bias, masked) v (Vaswani et al. 2017, eq. 1), in blocks of queries.
 
     Args:
         q: (rows, n, heads, width); k, v: (rows, m, groups, width), heads a multiple of groups.
         query_positions: (n,), key_positions: (m,), both rising.
+        landmarks: of the rows, which have them in common.
         softcap: scores become softcap * tanh(scores / softcap) before the mask (Gemma 2).
 
     Returns:
         (rows, n, heads, value width)
     """
     rows, n, heads, _ = q.shape
+    mask = mask.given(landmarks)
     m, groups = k.shape[1], k.shape[2]
     # A group's queries share keys: (rows, groups, 1, m, width) broadcast by stride, never copied.
     q = q.unflatten(2, (groups, heads // groups)).permute(0, 2, 3, 1, 4)
     k = k.transpose(1, 2).unsqueeze(2)
     v = v.transpose(1, 2).unsqueeze(2)
-    if n == 1 and bias is None and _sees_all(mask, query_positions, key_positions, prefix):
+    if n == 1 and bias is None and _sees_all(mask, query_positions, key_positions, landmarks):
         out = _decode_one(q, k, v, scale, softcap)
         return out.permute(0, 3, 1, 2, 4).flatten(2, 3)
     blocks = []
     for start in range(0, n, BLOCK):
         stop = min(start + BLOCK, n)
         at = query_positions[start:stop]
-        triangle = n == m == stop - start and mask.back is None and not mask.ahead
+        triangle = n == m == stop - start and isinstance(mask, Causal)
         visible = None
         if not isinstance(mask, Full) and not (triangle and softcap is None and bias is None):
-            visible = mask.allowed(at[:, None], key_positions[None, :], prefix)
+            visible = mask.allowed(at[:, None], key_positions[None, :], landmarks)
         added = bias(at, key_positions) if bias is not None else None
         part = q[:, :, :, start:stop]
         causal = visible is None and triangle
@@ -66,11 +68,11 @@ def attend(
     return out.permute(0, 3, 1, 2, 4).flatten(2, 3).reshape(rows, n, heads, v.shape[-1])
 
 
-def _sees_all(mask: Mask, query: Tensor, key: Tensor, prefix: int) -> bool:
+def _sees_all(mask: Mask, query: Tensor, key: Tensor, landmarks: Landmarks) -> bool:
     """Whether the one query sees every key, told without reading tensors where possible."""
-    if isinstance(mask, Full) or (mask.back is None and not mask.ahead):
+    if isinstance(mask, Full | Causal):
         return True
-    return bool(mask.allowed(query[:, None], key[None, :], prefix).all())
+    return bool(mask.allowed(query[:, None], key[None, :], landmarks).all())
 
 
 def _decode_one(q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float | None) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from keifu.nn.attend import Bias, attend
 from keifu.nn.linear import Linear
-from keifu.nn.masks import Causal, Full, Mask
+from keifu.nn.masks import Causal, Full, Landmarks, Mask
 from keifu.nn.norms import Norm
 from keifu.nn.part import Part
 from keifu.nn.positions import NoPosition, Position
@@ -82,37 +82,33 @@ class _Attention(nn.Module):
     def _over_rows(
         self, q: Tensor, k: Tensor, v: Tensor, step: Step, state: Handle | None
     ) -> Tensor:
-        """Attend row by row over what the state holds, or at once over rows of one length."""
+        """Attend row by row over what the state holds, or at once over rows that are alike."""
         bias = self.spec.position.bias(step)
-        if state is not None:
-            _check_streams(self.spec.mask, step)
-            state.append("k", k)
-            state.append("v", v)
-        if state is None and not step.prefixes:
+        if state is None:
             return self._over_lengths(q, k, v, step, bias)
+        _check_streams(self.spec.mask, step)
+        state.append("k", k)
+        state.append("v", v)
         outs = []
         for row in range(step.rows):
             at = step.span(row)
             where = step.positions[at]
-            if state is None:
-                keys, values, held = k[at], v[at], where
-            else:
-                keys, held = state.read("k", row)
-                values, _ = state.read("v", row)
+            keys, held = state.read("k", row)
+            values, _ = state.read("v", row)
             queries = q[at].to(keys.dtype)
             batch = (queries[None], keys[None], values[None])
-            outs.append(self._attend(*batch, where, held, bias, step.prefix(row))[0].flatten(1))
+            outs.append(self._attend(*batch, where, held, bias, step.marks(row))[0].flatten(1))
         return torch.cat(outs)
 
     def _over_lengths(
         self, q: Tensor, k: Tensor, v: Tensor, step: Step, bias: Bias | None
     ) -> Tensor:
-        """Whole rows, those of one length together."""
+        """Whole rows, those of one length and with the same landmarks together."""
         found: dict[int, Tensor] = {}
-        for rows in alike(step.lengths()):
+        for rows in alike([(n, step.marks(row)) for row, n in enumerate(step.lengths())]):
             where = step.positions[step.span(rows[0])]
             a, b, c = (stacked(t, step, rows) for t in (q, k, v))
-            outs = self._attend(a, b, c, where, where, bias, 0).flatten(2)
+            outs = self._attend(a, b, c, where, where, bias, step.marks(rows[0])).flatten(2)
             if len(rows) == step.rows:
                 return outs.flatten(0, 1)
             found |= zip(rows, outs, strict=True)
@@ -126,7 +122,7 @@ class _Attention(nn.Module):
         query_positions: Tensor,
         key_positions: Tensor,
         bias: Bias | None,
-        prefix: int,
+        landmarks: Landmarks,
     ) -> Tensor:
         return attend(
             q,
@@ -138,7 +134,7 @@ class _Attention(nn.Module):
             scale=self.scale,
             bias=bias,
             softcap=self.spec.softcap,
-            prefix=prefix,
+            landmarks=landmarks,
         )
 
 
@@ -160,12 +156,16 @@ def stacked(x: Tensor, step: Step, rows: Sequence[int]) -> Tensor:
 
 def _check_streams(mask: Mask, step: Step) -> None:
     """A state holds the past alone, so what a query sees after itself must be in its step."""
-    if not mask.streams:
-        raise ValueError("a bidirectional mixer keeps no state")
-    for row, prefix in enumerate(step.prefixes):
-        first, end = (int(step.positions[step.span(row)][i]) for i in (0, -1))
-        if mask.ahead and first < prefix and (first > 0 or end + 1 < prefix):
-            raise ValueError(f"a prefix of {prefix} tokens must run in one step")
+    if not mask.ahead:
+        return
+    for row, limit in enumerate(step.limits):
+        last = int(step.positions[step.span(row)][-1])
+        reach = mask.reach(last, limit, step.marks(row))
+        if reach > last:
+            raise ValueError(
+                f"a state cannot hold what comes after a step: tokens up to {last} run, and see "
+                f"those up to {reach}"
+            )
 
 
 def _normed(

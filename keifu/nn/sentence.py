@@ -33,7 +33,7 @@ class Pool(Part):
     width: int
     modes: tuple[str, ...] = ("mean",)
     prompt: bool = True
-    """Whether the tokens of an instruction before the text count (the step's prefixes)."""
+    """Whether the tokens of an instruction before the text count (the rows' prefixes)."""
 
     def __post_init__(self) -> None:
         for mode in self.modes:
@@ -57,10 +57,9 @@ class _Pool(nn.Module):
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         """x (tokens, width) -> (rows, width * modes) float32."""
-        skipped = (0,) * step.rows if self.spec.prompt or not step.prefixes else step.prefixes
         starts, ends = [], []
-        for row, skip in enumerate(skipped):
-            at = step.span(row)
+        for row in range(step.rows):
+            at, skip = step.span(row), 0 if self.spec.prompt else step.marks(row).prefix
             starts.append(min(at.start + skip, at.stop - 1))  # a text of nothing keeps its last
             ends.append(at.stop)
         first = torch.tensor(starts, device=x.device)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from keifu.nn.block import Block
 from keifu.nn.linear import Weight
+from keifu.nn.masks import Landmarks
 from keifu.nn.norms import Norm
 from keifu.nn.part import Initialised, Part
 from keifu.nn.readout import AGAIN
@@ -89,6 +90,7 @@ class StackModule(nn.Module):
         tokens: Tensor,
         *,
         attention_mask: Tensor | None = None,
+        landmarks: Sequence[Landmarks] = (),
         segments: Tensor | None = None,
         kinds: Mapping[str, Tensor] | None = None,
         memories: Mapping[str, tuple[Tensor, ...]] | None = None,
@@ -102,6 +104,8 @@ class StackModule(nn.Module):
                 than an id a token (characters).
             attention_mask: (batch, time), 0 where there is padding on either side; padded places
                 come back as zeros.
+            landmarks: one a row, for masks that speak of them; positions count from its first
+                token that is no padding.
             segments: (batch, time) segment ids, for inputs that take them.
             kinds: by name, further (batch, time) ids, for inputs that take them.
             memories: by name, one (length, width) tensor a row, for cross mixers.
@@ -122,6 +126,7 @@ class StackModule(nn.Module):
             segments=None if segments is None else ragged(segments),
             kinds={name: ragged(x) for name, x in (kinds or {}).items()},
             memories=memories,
+            landmarks=landmarks,
             emit=emit,
         )
         out = self.run(ragged(grid), step, taps=taps)
@@ -235,7 +240,7 @@ def _with_shared(step: Step, shared: Mapping[str, nn.Module]) -> Step:
         positions=step.positions,
         offsets=step.offsets,
         limits=step.limits,
-        prefixes=step.prefixes,
+        landmarks=step.landmarks,
         segments=step.segments,
         kinds=step.kinds,
         memories=step.memories,

@@ -6,12 +6,14 @@ says where each row begins. There is no padding anywhere, so no mixer ever sees 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from keifu.nn.masks import UNMARKED, Landmarks
 
 T = TypeVar("T")
 
@@ -37,8 +39,8 @@ class Step:
     """(R + 1) row r is tokens offsets[r] to offsets[r + 1]."""
     limits: tuple[int, ...]
     """(R) the length each request may reach: fixes length-dependent rotary scaling."""
-    prefixes: tuple[int, ...] = ()
-    """(R) leading tokens that a prefix-LM mask shows to all; empty: none."""
+    landmarks: tuple[Landmarks, ...] = ()
+    """(R) places of each row that masks and poolings speak of; empty: none."""
     segments: Tensor | None = None
     """(tokens,) segment (token type) ids where the input takes them."""
     kinds: Mapping[str, Tensor] = field(default_factory=dict)
@@ -71,9 +73,9 @@ class Step:
         """Tokens of each row in this step."""
         return [b - a for a, b in zip(self.offsets, self.offsets[1:], strict=False)]
 
-    def prefix(self, row: int) -> int:
-        """The row's prefix length."""
-        return self.prefixes[row] if self.prefixes else 0
+    def marks(self, row: int) -> Landmarks:
+        """The row's landmarks."""
+        return self.landmarks[row] if self.landmarks else UNMARKED
 
     def term(self, key: Hashable, make: Callable[[], T]) -> T:
         """A term that several blocks need (rotary tables), computed once a step by the first."""
@@ -90,7 +92,7 @@ def fresh_step(
     segments: Tensor | None = None,
     kinds: Mapping[str, Tensor] | None = None,
     memories: Mapping[str, tuple[Tensor, ...]] | None = None,
-    prefixes: tuple[int, ...] = (),
+    landmarks: Sequence[Landmarks] = (),
     emit: Emit = ignore,
 ) -> Step:
     """A step over whole sequences that start at position 0, as in training or scoring."""
@@ -106,6 +108,6 @@ def fresh_step(
         segments=segments,
         kinds=kinds or {},
         memories=memories or {},
-        prefixes=prefixes,
+        landmarks=tuple(landmarks),
         emit=emit,
     )

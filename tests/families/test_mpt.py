@@ -15,6 +15,7 @@ from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
 
 from keifu.core.errors import ConfigError
 from keifu.families.mpt import MPT
+from keifu.nn.masks import Landmarks
 from keifu.nn.positions import Alibi
 from keifu.nn.stack import StackModule
 from keifu.nn.state import StatePool
@@ -115,7 +116,7 @@ def test_normed_queries_and_a_prefix_equal_the_slow_equations(prefix: int, most:
     """Also StoryWriter's steeper slopes, which the class in transformers does not read."""
     family, model = made(most)
     ids = tokens(96, 1, 11)[0]
-    step = fresh_step([11], prefixes=(prefix,))
+    step = fresh_step([11], landmarks=[Landmarks(prefix=prefix)])
     logits = model.run(ids, step).logits
     assert logits is not None
     expected = slow(model, family, ids, prefix)
@@ -127,14 +128,15 @@ def test_normed_queries_and_a_prefix_equal_the_slow_equations(prefix: int, most:
 def test_a_prefix_is_cached_if_it_comes_in_one_step() -> None:
     _, model = made()
     ids = tokens(96, 1, 11)[0]
-    whole = model.run(ids, fresh_step([11], prefixes=(6,))).logits
+    mark = Landmarks(prefix=6)
+    whole = model.run(ids, fresh_step([11], landmarks=[Landmarks(prefix=6)])).logits
     pool = StatePool(model.spec.entries(), budget=1 << 20, page=4)
     state = pool.open()
     got: list[Tensor] = []
     for start, n in ((0, 6), (6, 3), (9, 1), (10, 1)):
         pool.reserve(state, n)
         positions = torch.arange(start, start + n)
-        step = Step(positions=positions, offsets=(0, n), limits=(11,), prefixes=(6,))
+        step = Step(positions=positions, offsets=(0, n), limits=(11,), landmarks=(mark,))
         logits = model.run(ids[start : start + n], step, pool.handles([state], [n])).logits
         assert logits is not None
         got.append(logits)
@@ -142,8 +144,8 @@ def test_a_prefix_is_cached_if_it_comes_in_one_step() -> None:
     torch.testing.assert_close(torch.cat(got), whole, atol=1e-4, rtol=1e-4)
     state = pool.open()
     pool.reserve(state, 4)
-    step = Step(positions=torch.arange(4), offsets=(0, 4), limits=(11,), prefixes=(6,))
-    with pytest.raises(ValueError, match="a prefix of 6 tokens must run in one step"):
+    step = Step(positions=torch.arange(4), offsets=(0, 4), limits=(11,), landmarks=(mark,))
+    with pytest.raises(ValueError, match="up to 3 run, and see those up to 5"):
         model.run(ids[:4], step, pool.handles([state], [4]))
 
 

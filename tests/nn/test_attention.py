@@ -11,7 +11,7 @@ from torch import Tensor
 
 from keifu.nn.attend import attend
 from keifu.nn.attention import Attention, CrossAttention
-from keifu.nn.masks import Causal, Full, Mask, Prefix, Window
+from keifu.nn.masks import Causal, Full, Landmarks, Mask, Prefix, Window
 from keifu.nn.norms import LayerNorm, PerHeadNorm, RMSNorm
 from keifu.nn.part import Part
 from keifu.nn.positions import Alibi, Position
@@ -58,7 +58,7 @@ def test_attend_equals_the_equation(
     q, k, v = torch.randn(5, 4, 8), torch.randn(9, groups, 8), torch.randn(9, groups, 6)
     at, held = torch.arange(4, 9), torch.arange(9)
     bias = torch.randn(4, 5, 9) if biased else torch.zeros(4, 5, 9)
-    visible = MASKS[mask].allowed(at[:, None], held[None], 7)
+    visible = MASKS[mask].allowed(at[:, None], held[None], Landmarks(prefix=7))
     got = attend(
         q[None],
         k[None],
@@ -69,7 +69,7 @@ def test_attend_equals_the_equation(
         scale=8**-0.5,
         bias=(lambda a, b: bias) if biased else None,
         softcap=softcap,
-        prefix=7,
+        landmarks=Landmarks(prefix=7),
     )[0]
     expected = dense(q, k, v, visible, bias, softcap)
     torch.testing.assert_close(got.double(), expected, atol=1e-5, rtol=1e-5)
@@ -82,7 +82,9 @@ def test_masks_equal_brute_force() -> None:
         assert bool((Causal() & Window(3)).allowed(query, key)) == (q - 2 <= k <= q)
         sinks = Causal() & Window(3, keep=2)
         assert bool(sinks.allowed(query, key)) == (k <= q and (k < 2 or k >= q - 2))
-        assert bool((Causal() | Prefix()).allowed(query, key, 4)) == (k <= q or k < 4)
+        assert bool((Causal() | Prefix()).allowed(query, key, Landmarks(prefix=4))) == (
+            k <= q or k < 4
+        )
     assert (Causal() & Window(3)).back == 3
     assert not (Causal() & Window(3)).ahead
 

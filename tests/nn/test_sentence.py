@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from keifu.core.errors import KeifuError
+from keifu.nn.masks import UNMARKED, Landmarks
 from keifu.nn.part import build, count
 from keifu.nn.sentence import MODES, Dense, Pool, Sentence, Unit
 from keifu.nn.step import fresh_step
@@ -48,7 +49,7 @@ def test_modes_are_joined_in_their_order() -> None:
 
 @pytest.mark.parametrize("mode", AFTER_TWO)
 def test_an_instruction_does_not_count(mode: str) -> None:
-    step = replace(STEP, prefixes=(2, 2, 2))
+    step = replace(STEP, landmarks=(Landmarks(prefix=2),) * 3)
     found = build(Pool(width=2, modes=(mode,), prompt=False))(X, step)
     torch.testing.assert_close(found, torch.tensor(AFTER_TWO[mode], dtype=torch.float32))
     counted = build(Pool(width=2, modes=(mode,)))(X, step)
@@ -56,7 +57,7 @@ def test_an_instruction_does_not_count(mode: str) -> None:
 
 
 def test_weights_of_what_is_left_keep_their_places() -> None:
-    step = replace(STEP, prefixes=(1, 0, 0))
+    step = replace(STEP, landmarks=(Landmarks(prefix=1), UNMARKED, UNMARKED))
     found = build(Pool(width=2, modes=("weightedmean",), prompt=False))(X, step)
     assert found[0].tolist() == pytest.approx([(2 * 3 + 3 * 5) / 5, (2 * 4 + 3 * 1) / 5])
 
