@@ -5,12 +5,12 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from keifu.inference.request import Completion, Delta
+from keifu.inference.request import Completion, Delta, Usage
 from keifu.inference.stream import Stream, collect
 
 if TYPE_CHECKING:
@@ -60,6 +60,34 @@ def run(stream: Stream, write: Callable[[str], None], *, stoppable: bool = False
         raise
     total = time.perf_counter() - start
     return Answer(completion=collect(deltas), first=first or total, total=total)
+
+
+def joined(answers: Sequence[Answer]) -> Answer:
+    """Answers to the parts of one question as one: texts a blank line apart, costs added up."""
+    if len(answers) == 1:
+        return answers[0]
+    last, done = answers[-1].completion, [answer.completion for answer in answers]
+    choice = replace(
+        last.choices[0],
+        text="\n\n".join(one.text for one in done),
+        tokens=tuple(token for one in done for token in one.tokens),
+        finish=next((one.finish for one in done if one.finish != "stop"), "stop"),
+    )
+    usage = Usage(
+        prompt_tokens=sum(one.usage.prompt_tokens for one in done),
+        completion_tokens=sum(one.usage.completion_tokens for one in done),
+        cached_tokens=sum(one.usage.cached_tokens for one in done),
+    )
+    timings = replace(
+        last.timings,
+        prefill=sum(one.timings.prefill or 0.0 for one in done),
+        decode=sum(answer.decode for answer in answers),
+        first_token=done[0].timings.first_token,
+    )
+    whole = Completion((choice,), usage, timings)
+    return Answer(
+        completion=whole, first=answers[0].first, total=sum(answer.total for answer in answers)
+    )
 
 
 def as_json(lm: LM, answer: Answer, loaded: float) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from keifu.cli.options import Argument, Fields, Option
 from keifu.cli.render import note, printer
 from keifu.core.errors import KeifuError
 from keifu.inference.request import Sampling
+from keifu.lm.budget import Policy
 
 if TYPE_CHECKING:
     from keifu.lm.base import LM
@@ -49,6 +50,10 @@ class Manner:
     """Whether what is said interactively is saved"""
     stream: bool = True
     """Whether an answer appears while it is made"""
+    overflow: Policy | None = None
+    """What to do when the context is full (default: `error` for one question, `drop-oldest` in a
+    conversation; `summarise` keeps a summary of what is dropped; `parts` answers a long text piece
+    by piece)"""
     quiet: bool = field(default=False, metadata={"option": Option("-q", "--quiet")})
     """Nothing but the answer"""
 
@@ -79,7 +84,13 @@ def command(
         from keifu.cli.session import Session
 
         Session(
-            options, talk, sampling, keep=manner.keep, stream=manner.stream, quiet=manner.quiet
+            options,
+            talk,
+            sampling,
+            policy=manner.overflow or "drop-oldest",
+            keep=manner.keep,
+            stream=manner.stream,
+            quiet=manner.quiet,
         ).run()
         return
     start = time.perf_counter()
@@ -110,7 +121,7 @@ def _once(dialogue: Dialogue, prompt: str, loaded: float, manner: Manner, as_obj
     out = printer(sys.stdout, markdown=live)
     try:
         write = out.write if live else _ignore
-        answer = dialogue.ask(prompt, write, policy="error", stoppable=False)
+        answer = dialogue.ask(prompt, write, policy=manner.overflow or "error", stoppable=False)
         if as_object:
             print(json.dumps(as_json(dialogue.lm, answer, loaded), ensure_ascii=False))
         elif not live:
@@ -119,6 +130,8 @@ def _once(dialogue: Dialogue, prompt: str, loaded: float, manner: Manner, as_obj
         out.end()
     if manner.quiet:
         return
+    if dialogue.dropped:
+        note(dialogue.left_out())
     if cut := ended(answer, dialogue.sampling.get("max_tokens")):
         note(cut)
     if sys.stderr.isatty() and not as_object:

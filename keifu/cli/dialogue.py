@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from keifu.cli.answer import Answer, run
+from keifu.cli.answer import Answer, joined, run
 from keifu.cli.conversation import Conversation
+from keifu.core.errors import KeifuError
 from keifu.inference.request import Message
-from keifu.lm.budget import Budget, Policy, upper_bound
+from keifu.lm.budget import Budget, Count, Fitted, Policy, upper_bound
 
 if TYPE_CHECKING:
     from keifu.inference.stream import Stream
     from keifu.lm.base import LM
+    from keifu.lm.summary import Summariser
 
 BASE_TOKENS = 256
 """Most tokens of a base model's completion unless the user says: it has no way to stop."""
@@ -25,19 +27,29 @@ class Dialogue:
         self.lm, self.conversation, self.sampling = lm, conversation, dict(sampling)
         self.dropped = 0
         """Messages that the last request left out, oldest first."""
+        self.summary_tokens, self.note = 0, ""
+        """Tokens of the summary that stood for them, or why there is none."""
+        self._summary: Summariser | None = None
 
     def ask(
         self, question: str, write: Callable[[str], None], *, policy: Policy, stoppable: bool
     ) -> Answer:
-        """Put a question and keep it with its answer.
+        """Put a question and keep it with its answer (its answers' texts, where it takes parts).
 
         If it fails, or is broken off before a word came, the conversation stays as it was.
         Raises KeifuError; ContextLengthError where the policy is "error" and it does not fit.
         """
         before = list(self.conversation.messages)
         self.conversation.say("user", question)
+        answers: list[Answer] = []
         try:
-            answer = run(self._stream(policy), write, stoppable=stoppable)
+            for stream in self._streams(policy):
+                if answers:
+                    write("\n\n")
+                answers.append(run(stream, write, stoppable=stoppable))
+                if answers[-1].completion.finish == "cancelled":
+                    break
+            answer = joined(answers)
         except BaseException:
             self.conversation.messages = before
             raise
@@ -46,6 +58,15 @@ class Dialogue:
         else:
             self.conversation.messages = before
         return answer
+
+    def left_out(self) -> str:
+        """What the last request left out, in words."""
+        if self.summary_tokens:
+            stands = f"a summary of {self.summary_tokens} tokens stands for"
+            return f"the context is full: {stands} the oldest {self.dropped} messages"
+        why = f" ({self.note})" if self.note else ""
+        unseen = f"the model no longer sees the oldest {self.dropped} messages"
+        return f"the context is full: {unseen}{why}"
 
     def tokens(self) -> int:
         """Tokens of the whole conversation, as the model would read it."""
@@ -63,28 +84,54 @@ class Dialogue:
         system = [m["content"] + "\n\n" for m in messages if m["role"] == "system"]
         return "".join([*system, *(m["content"] for m in messages if m["role"] != "system")])
 
-    def _stream(self, policy: Policy) -> Stream:
+    def _streams(self, policy: Policy) -> Iterator[Stream]:
+        """The request, or one for each part, begun when the one before it is read."""
         limit = self.lm.context
         asked = self.sampling.get("max_tokens")
         if asked is None:  # a conversation goes on with room for an answer
-            reserve = min(512, limit // 4) if policy == "drop-oldest" else 1
+            reserve = 1 if policy == "error" else min(512, limit // 4)
         else:
             reserve = max(1, asked)
         budget = Budget(limit=limit, reserve=reserve, policy=policy)
+        for fitted in self._fitted(budget):
+            self.dropped, self.summary_tokens = fitted.dropped, fitted.summary_tokens
+            self.note = fitted.note
+            if self.lm.has_template:
+                yield self.lm.chat_stream(fitted.messages, **self.sampling)
+            elif self.lm.text_to_text:  # it knows where to stop, and its room is its own
+                yield self.lm.complete_stream(self.text(fitted.messages), **self.sampling)
+            else:
+                most = min(BASE_TOKENS, limit - fitted.prompt_tokens) if asked is None else asked
+                yield self.lm.complete_stream(
+                    self.text(fitted.messages), **{**self.sampling, "max_tokens": most}
+                )
+
+    def _fitted(self, budget: Budget) -> tuple[Fitted, ...]:
+        """What is sent, one part or several, as the policy has it."""
         messages = self.conversation.prompt()
-        bound = upper_bound(messages)
         if self.lm.has_template:
+            count: Count = self.lm.count_tokens
+            bound = upper_bound(messages)
             # What may not be shortened is not counted: the model refuses it, unread if need be.
-            if policy != "error" and (bound is None or bound > budget.room):
-                fitted = budget.fit(messages, self.lm.count_tokens)
-                messages, self.dropped = list(fitted.messages), fitted.dropped
-            return self.lm.chat_stream(messages, **self.sampling)
-        fitted = budget.fit(messages, lambda some: self.lm.count_tokens(self.text(some)))
-        self.dropped = fitted.dropped
-        if self.lm.text_to_text:  # it knows where to stop, and its room is its own
-            return self.lm.complete_stream(self.text(fitted.messages), **self.sampling)
-        left = limit - fitted.prompt_tokens
-        most = min(BASE_TOKENS, left) if asked is None else asked
-        return self.lm.complete_stream(
-            self.text(fitted.messages), **{**self.sampling, "max_tokens": most}
-        )
+            if budget.policy == "error" or (bound is not None and bound <= budget.room):
+                return (Fitted(tuple(messages), 0),)
+        else:
+
+            def count(some: Sequence[Message]) -> int:
+                return self.lm.count_tokens(self.text(some))
+
+        if budget.policy == "parts":
+            return budget.parts(messages, count, repeat=not self.lm.text_to_text)
+        if budget.policy == "summarise":
+            return (self._summariser().fit(budget, messages, count),)
+        return (budget.fit(messages, count),)
+
+    def _summariser(self) -> Summariser:
+        if not self.lm.has_template:
+            raise KeifuError(f"{self.lm.name} takes no instructions: it cannot write a summary")
+        if self._summary is None:
+            from keifu.lm.summary import Summariser
+            from keifu.prompting.summary import writer
+
+            self._summary = Summariser(writer(self.lm))
+        return self._summary

@@ -18,6 +18,7 @@ from keifu.core.errors import KeifuError
 
 if TYPE_CHECKING:
     from keifu.lm.base import LM
+    from keifu.lm.budget import Policy
 
 
 class Session:
@@ -29,11 +30,13 @@ class Session:
         conversation: Conversation,
         sampling: Mapping[str, Any],
         *,
+        policy: Policy = "drop-oldest",
         keep: bool = True,
         stream: bool = True,
         quiet: bool = False,
     ) -> None:
         self.options, self.conversation, self.sampling = options, conversation, dict(sampling)
+        self.policy = policy
         self.keep, self.stream, self.quiet = keep, stream, quiet
         self._opening: _Opening | None = None
         self._dialogue: Dialogue | None = None
@@ -86,7 +89,7 @@ class Session:
         try:
             write = out.write if self.stream else (lambda text: None)
             with render.keyboard_off(sys.stdin):
-                answer = dialogue.ask(question, write, policy="drop-oldest", stoppable=True)
+                answer = dialogue.ask(question, write, policy=self.policy, stoppable=True)
             if not self.stream:
                 out.write(answer.completion.text)
         finally:
@@ -147,9 +150,8 @@ class Session:
     def _tell_dropped(self) -> None:
         dropped = self._dialogue.dropped if self._dialogue else 0
         if dropped > self._told_dropped:
-            render.note(
-                f"the context is full: the model no longer sees the oldest {dropped} messages"
-            )
+            assert self._dialogue
+            render.note(self._dialogue.left_out())
         self._told_dropped = dropped
 
     def close(self) -> None:

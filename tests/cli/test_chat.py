@@ -207,3 +207,25 @@ def test_remote_models_are_those_that_load_knows() -> None:
     from keifu.lm.cards import KEY_VARIABLES
 
     assert set(REMOTE) == {*KEY_VARIABLES, "http", "https"}
+
+
+def test_a_long_text_is_answered_in_parts(scripted: Opened, capsys: Capture) -> None:
+    text = "one two three four.\n\nfive six seven eight.\n\nWhy?"
+    assert main(["chat", "--ctx", "20", "--max-tokens", "13", text]) == 1
+    assert "the prompt has 12 tokens plus 13 requested" in capsys.readouterr().err
+    assert main(["chat", "--ctx", "20", "--max-tokens", "13", "--overflow", "parts", text]) == 0
+    first, second = "ONE TWO THREE FOUR.\n\nWHY? [1]", "FIVE SIX SEVEN EIGHT.\n\nWHY? [1]"
+    out = capsys.readouterr().out
+    assert out == f"{first}\n\n{second}\n"
+    args = ["--ctx", "20", "--max-tokens", "13", "--overflow", "parts", "--json", text]
+    assert main(["chat", *args]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["text"] == f"{first}\n\n{second}"
+    assert found["usage"]["prompt_tokens"] == 14
+    assert found["finish_reason"] == "stop"
+
+
+def test_a_base_model_writes_no_summary(scripted: Opened, capsys: Capture) -> None:
+    args = ["--ctx", "20", "--max-tokens", "9", "--overflow", "summarise", "word " * 30]
+    assert main(["chat", "-m", "base", *args]) == 1
+    assert "takes no instructions: it cannot write a summary" in capsys.readouterr().err

@@ -187,6 +187,16 @@ def test_a_full_context_is_told(start: Start) -> None:
     assert "the context is full: the model no longer sees the oldest" in t.text()
 
 
+def test_a_summary_stands_for_the_oldest(start: Start) -> None:
+    t = start("--ctx", "220", "--overflow", "summarise")
+    for _ in range(4):  # 47 tokens a turn; the room is 165: the fifth needs a summary
+        t.send("long\r")
+        t.wait(lambda text: text.endswith("\n>") and not text.endswith("long\n>"))
+        t.wait(again)
+    t.send("long\r")
+    t.wait(lambda text: "tokens stands for the oldest" in " ".join(text.split()))
+
+
 def test_a_base_model_says_so(start: Start) -> None:
     t = start("-m", "base")
     t.send("once\r")

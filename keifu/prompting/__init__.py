@@ -1,0 +1,1 @@
+"""Programs that put questions to a model: summaries, long documents. They know the LM alone."""
