@@ -1,4 +1,4 @@
-"""Published sizes of MEGALODON: the authors' presets, and the paper's 7B with chunks of 4,096.
+"""Published sizes of MEGALODON: the authors' presets, and the paper's 7B with its longer chunks.
 
 No weights were published; the vocabulary is LLaMA 2's.
 """
@@ -48,6 +48,11 @@ MEGALODON: Mapping[str, Published] = {
     "megalodon-7.1b": _row(7_117_381_632, _CODE, **_LARGE, ffn_hidden_dim=11264),
     "megalodon-7.3b": _row(7_385_817_088, _CODE, **_LARGE, **_GATED),
     "megalodon-7b": _row(
-        7_385_817_088, "arXiv 2404.08801, section 4.1", **_LARGE, **_GATED, chunk_size=4096
+        7_385_817_088,
+        "arXiv 2404.08801, section 4.1",
+        **_LARGE,
+        **_GATED,
+        chunk_size=4096,
+        rope_base=1e5,
     ),
 }

@@ -2,8 +2,18 @@
 
 h_t = q h_(t-1) + p x_t,  y_t = Re(sum_k g_k h_(t,k)) + omega x_t
 
-with q = (1 - alpha delta) e^(i theta) (Ma et al. 2024, arXiv 2404.08801, section 3.1). The paper
-and its authors' code differ in p, in g and in whether there is an omega.
+with q = (1 - alpha delta) e^(i theta) and theta_k = (2 pi k / orders) of a channel's base angle:
+Ma et al. 2024, arXiv 2404.08801, section 3.1, equations 2 and 3. The code that its authors released
+(XuezheMax/megalodon, complex_exponential_moving_average.py) is not equation 2:
+
+|       | the paper                          | the code                         |
+|-------|------------------------------------|----------------------------------|
+| p     | alpha e^(i theta) beta: the input turns as the memory does | alpha, real; no beta |
+| g     | eta                                | gamma / sqrt(orders)             |
+| omega | none; so it names the base angles  | the input's weight in the output |
+
+In both, alpha and delta lie between 0 and 1 (equation 1), and eta or gamma is complex. The paper
+leaves the base angles free; both forms here keep them in one turn, by the code's sigmoid.
 """
 
 from __future__ import annotations
@@ -103,7 +113,7 @@ class Released(Form):
 
 @dataclass(frozen=True)
 class Published(Form):
-    """The paper's equation 2: p = alpha e^(i theta) beta, g = eta, and no further path."""
+    """Equation 2 on equation 1's u = beta x: p = alpha e^(i theta) beta, g = eta, no other path."""
 
     def more(self, real: tuple[int, ...], pair: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
         """beta, which spreads a channel over its orders, and eta, complex as two reals."""
