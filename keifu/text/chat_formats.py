@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from keifu.core.errors import unknown
 
@@ -183,6 +183,16 @@ _DEEPSEEK_CODER = (
     "you will refuse to answer"
 )
 
+_LLAMA_3 = ChatFormat(
+    source="meta-llama/llama3, the model card's prompt format",
+    start="{bos}",
+    system=("<|start_header_id|>system<|end_header_id|>\n\n", "<|eot_id|>"),
+    user=("<|start_header_id|>user<|end_header_id|>\n\n", "<|eot_id|>"),
+    assistant=("<|start_header_id|>assistant<|end_header_id|>\n\n", "<|eot_id|>"),
+    prompt="<|start_header_id|>assistant<|end_header_id|>\n\n",
+    trim=True,
+)
+
 FORMATS: dict[str, ChatFormat] = {
     "chatml": ChatFormat(
         source="openai-python's chatml.md; Qwen, Yi, OpenHermes 2.5, MPT-chat, SmolLM cards",
@@ -202,23 +212,10 @@ FORMATS: dict[str, ChatFormat] = {
         trim=True,
         alternate=True,
     ),
-    "llama-3": ChatFormat(
-        source="meta-llama/llama3, the model card's prompt format",
-        start="{bos}",
-        system=("<|start_header_id|>system<|end_header_id|>\n\n", "<|eot_id|>"),
-        user=("<|start_header_id|>user<|end_header_id|>\n\n", "<|eot_id|>"),
-        assistant=("<|start_header_id|>assistant<|end_header_id|>\n\n", "<|eot_id|>"),
-        prompt="<|start_header_id|>assistant<|end_header_id|>\n\n",
-        trim=True,
-    ),
-    "llama-3.1": ChatFormat(
+    "llama-3": _LLAMA_3,
+    "llama-3.1": replace(
+        _LLAMA_3,
         source="meta-llama/llama-models, llama3_1/prompt_format.md: JSON based tool calling",
-        start="{bos}",
-        system=("<|start_header_id|>system<|end_header_id|>\n\n", "<|eot_id|>"),
-        user=("<|start_header_id|>user<|end_header_id|>\n\n", "<|eot_id|>"),
-        assistant=("<|start_header_id|>assistant<|end_header_id|>\n\n", "<|eot_id|>"),
-        prompt="<|start_header_id|>assistant<|end_header_id|>\n\n",
-        trim=True,
         tools=LLAMA,
     ),
     "mistral": ChatFormat(
