@@ -52,3 +52,27 @@ class Layers:
     def write(self, values: Json) -> dict[str, Any]:
         """A list."""
         return {self.key: list(values[self.ours])}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FullSparse:
+    """`is_full_sparse`, which only Switch-C's config.json has, and whose other keys it mends.
+
+    They say 12 decoder layers and, by leaving it out, a tied head: the checkpoint has 15, all
+    sparse, and a head of its own (google/flaxformer, switch_c.gin).
+    """
+
+    def names(self) -> frozenset[str]:
+        """The key."""
+        return frozenset(("is_full_sparse",))
+
+    def read(self, config: Json) -> dict[str, Any]:
+        """As many decoder layers as the encoder has, experts in all."""
+        depth = config.get("num_layers")
+        if not config.get("is_full_sparse") or depth is None:
+            return {}
+        return {"decoder_depth": depth, "sparse": depth, "decoder_sparse": depth, "tied": False}
+
+    def write(self, values: Json) -> dict[str, Any]:
+        """Nothing: the other keys say it."""
+        return {}

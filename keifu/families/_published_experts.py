@@ -51,17 +51,18 @@ _QWEN3 = {
 
 
 def _switch(
-    width: int, hidden: int, depth: int, heads: int, sparse: int, experts: int, parameters: int
-) -> Published:
+    width: int, hidden: int, depth: int, heads: int, sparse: int, experts: int, parameters: int,
+    source: str = "arXiv 2101.03961, table 9", **more: Any,
+) -> Published:  # fmt: skip
     config = {
         "vocab_size": 32128, "d_model": width, "d_ff": hidden, "d_kv": 64, "num_layers": depth,
         "num_decoder_layers": depth, "num_heads": heads, "num_experts": experts,
         "num_sparse_encoder_layers": sparse, "num_sparse_decoder_layers": sparse,
-        "expert_capacity": 64,
+        "expert_capacity": 64, **more,
     }  # fmt: skip
     return Published(
-        family="switch", config=config, parameters=parameters, source="arXiv 2101.03961, table 9",
-        licence=_APACHE, year=2021,
+        family="switch", config=config, parameters=parameters, source=source, licence=_APACHE,
+        year=2021,
     )  # fmt: skip
 
 
@@ -93,6 +94,9 @@ EXPERTS_LIKE = {
     "switch-base-128": _switch(*_BASE, 128, 7_415_217_408),
     "switch-base-256": _switch(*_BASE, 256, 14_664_154_368),
     "switch-large-128": _switch(1024, 4096, 24, 16, 12, 128, 26_309_291_008),
-    "switch-c-2048": _switch(2080, 6144, 15, 32, 15, 2048, 1_571_308_972_448),
+    "switch-c-2048": _switch(
+        2080, 6144, 15, 30, 15, 2048, 1_571_327_875_360, "google/switch-c-2048",
+        tie_word_embeddings=False,
+    ),
 }  # fmt: skip
 """Rows by name."""

@@ -24,6 +24,8 @@ NOTES: Mapping[str, str] = {
     "matrices",
     "falcon-180b": "the name rounds up",
     "falcon-180b-chat": "the name rounds up",
+    "switch-c-2048": "table 9 of the paper has 32 heads of 64; the released checkpoint has 30 and "
+    "a head of its own (google/flaxformer, switch_c.gin)",
     "phi-1": _CODE,
     "phi-1.5": _CODE,
     "gemma-2b": "the paper counts a table of 256,128 tokens (2,506,434,560), released were 256,000",

@@ -11,7 +11,7 @@ from typing import Self
 
 from keifu.checkpoints.names import Names, rules
 from keifu.core.errors import ConfigError
-from keifu.families._experts import LOSSES, experts_table
+from keifu.families._experts import LOSSES, FullSparse, experts_table
 from keifu.families._fields import Act
 from keifu.families._keys import Among
 from keifu.families._t5 import TiedScaled
@@ -44,6 +44,7 @@ class Switch(T5):
         extra=(
             Act(key="dense_act_fn"),
             TiedScaled(),
+            FullSparse(),
             Among(key="router_dtype", values=("float32", "bfloat16", "float16")),
         ),
         fixed={"is_encoder_decoder": True, "is_gated_act": False},
@@ -93,7 +94,8 @@ class Switch(T5):
                 f"{mlp}router.classifier.{{p}}": f"{ours}router.{{p}}",
             }
             table |= experts_table(each, ours, self.experts, up="wi", down="wo")
-        return super().names().replaced(rules(table))
+        older = {"decoder.lm_head.weight": "lm_head.weight"}
+        return replace(super().names().replaced(rules(table)), older=older)
 
     @classmethod
     def tiny(cls) -> Self:

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
-from torch import nn
 
 from keifu.checkpoints.transfer import outline, taken
 from keifu.families import families
@@ -19,7 +18,7 @@ from keifu.nn.stacked import Stacked
 COUNTED = {
     "mixtral-8x7b": 46_702_792_704,
     "switch-base-8": 619_339_008,
-    "switch-c-2048": 1_571_308_972_448,
+    "switch-c-2048": 1_571_327_875_360,
 }
 """Written down a second time."""
 CLASSES: dict[str, tuple[Any, Any]] = {
@@ -78,7 +77,9 @@ def test_names_and_shapes_are_the_published_class_s(name: str) -> None:
     config = {**row.config, **SHORTER[row.family]}
     made, kind = CLASSES[row.family]
     with torch.device("meta"):
-        theirs: nn.Module = kind(made(**config))
+        theirs = kind(made(**config))
+    if hasattr(theirs, "shared"):  # where the head is not tied, transformers 5 has two copies
+        theirs.set_input_embeddings(theirs.shared)
     wanted = apart({n: tuple(p.shape) for n, p in theirs.named_parameters()})
     if row.family == "mixtral":
         wanted = {as_mixtral(n): shape for n, shape in wanted.items()}
