@@ -29,6 +29,8 @@ class PageTable:
     pages: list[int | None] = field(default_factory=list)
     gone: int = 0
     """Pages that were let go: the sinks before them stay."""
+    start: int = 0
+    """The position whose place is the first of the first page; what came before is forgotten."""
 
 
 class PageGroup:
@@ -59,7 +61,7 @@ class PageGroup:
 
     def pages_for(self, table: PageTable, end: int) -> int:
         """Pages missing until positions below `end` have a place."""
-        return max(0, -(-end // self.page) - len(table.pages))
+        return max(0, -(-(end - table.start) // self.page) - len(table.pages))
 
     def grow(self, table: PageTable, end: int) -> None:
         """Take the missing pages, next to the last one where possible."""
@@ -85,21 +87,65 @@ class PageGroup:
         """Let go of pages wholly before the window of the next token, except the sinks'."""
         if self.window is None:
             return
-        first = max(length - self.window + 1, 0) // self.page
-        for i in range(max(table.gone, -(-self.sinks // self.page)), first):
+        first = self._window(table, length) // self.page
+        sinks = -(-max(self.sinks - table.start, 0) // self.page)
+        for i in range(max(table.gone, sinks), first):
             self._drop(table.pages[i])
             table.pages[i] = None
             table.gone = i + 1
 
+    def _window(self, table: PageTable, length: int) -> int:
+        """Places from the table's start to the first that the token after `length` sees."""
+        first = 0 if self.window is None else length - self.window + 1
+        return max(first - table.start, 0)
+
     def holds(self, table: PageTable, length: int) -> bool:
         """Whether a request cut back to `length` would still find its window."""
+        if length < table.start:
+            return False
         if table.gone == 0 or self.window is None:
             return True
-        return max(length - self.window + 1, 0) // self.page >= table.gone
+        return self._window(table, length) // self.page >= table.gone
+
+    def forget(self, table: PageTable, before: int, length: int) -> None:
+        """Let go of what lies before a position; the rest moves to the front of pages of its own.
+
+        Raises:
+            KeifuError: a part of the first tokens, which always stay, would be forgotten.
+            OutOfState: there is no room for them while the old ones are held; nothing is changed.
+        """
+        before = min(before, length)
+        if before <= table.start:
+            return
+        if table.gone and before < self.sinks:
+            raise KeifuError(f"the first {self.sinks} tokens stay: forget none or all of them")
+        fresh = self.opened(before, length)
+        at = before if before < self.sinks else before + self._window(fresh, length)
+        theirs, mine = self.slots(table, at, length), self.slots(fresh, at, length)
+        for storage in self.storage.values():
+            storage[mine] = storage[theirs].clone()
+        self.release(table)
+        table.pages, table.gone, table.start = fresh.pages, fresh.gone, before
+
+    def opened(self, start: int, length: int) -> PageTable:
+        """A table from `start` to `length` with pages for what its window reaches.
+
+        Raises:
+            OutOfState: with nothing taken.
+        """
+        table = PageTable(start=start)
+        table.gone = 0 if start < self.sinks else self._window(table, length) // self.page
+        table.pages = [None] * table.gone
+        if self.pages_for(table, length) > len(self.free):
+            raise OutOfState("the state pool has no room for the past of one more request")
+        self.grow(table, length)
+        return table
 
     def cut(self, table: PageTable, length: int) -> None:
         """Drop the pages beyond `length`; a page still shared is copied before it is written."""
-        keep = -(-length // self.page)
+        if length == 0:
+            table.start = 0
+        keep = -(-(length - table.start) // self.page)
         for page in table.pages[keep:]:
             self._drop(page)
         del table.pages[keep:]
@@ -109,7 +155,7 @@ class PageGroup:
 
     def _own_last(self, table: PageTable, length: int) -> None:
         """Give a table its own copy of a partly filled last page that others share."""
-        if length % self.page == 0 or not table.pages:
+        if (length - table.start) % self.page == 0 or not table.pages:
             return
         last = table.pages[-1]
         if last is None or self.counts[last] == 1:
@@ -126,8 +172,8 @@ class PageGroup:
 
     def share(self, mine: PageTable, theirs: PageTable, length: int) -> None:
         """Let `theirs` hold the same pages up to `length`; a partly filled last one is copied."""
-        keep = -(-length // self.page)
-        theirs.pages, theirs.gone = list(mine.pages[:keep]), mine.gone
+        keep = -(-(length - mine.start) // self.page)
+        theirs.pages, theirs.gone, theirs.start = list(mine.pages[:keep]), mine.gone, mine.start
         for page in theirs.pages:
             if page is not None:
                 self.counts[page] += 1
@@ -137,10 +183,11 @@ class PageGroup:
         """Drop everything."""
         for page in table.pages:
             self._drop(page)
-        table.pages, table.gone = [], 0
+        table.pages, table.gone, table.start = [], 0, 0
 
     def slots(self, table: PageTable, start: int, end: int) -> Tensor | slice:
         """Where positions start...end lie: a slice if they are consecutive, else indices."""
+        start, end = start - table.start, end - table.start
         first, last = start // self.page, -(-end // self.page)
         pages = [p for p in table.pages[first:last] if p is not None]
         if not pages:
@@ -161,11 +208,12 @@ class PageGroup:
     ) -> tuple[Tensor, Tensor]:
         """The values (m, *shape) that a step after `past` tokens can see, and their positions."""
         storage = self.storage[use, name]
-        start = 0 if self.window is None else max(past - self.window + 1, 0)
+        start = table.start + self._window(table, past)
         values = storage[self.slots(table, start, end)]
         positions = torch.arange(start, end, device=storage.device)
         kept = min(self.sinks, start)
-        if kept:
-            values = torch.cat([storage[self.slots(table, 0, kept)], values])
-            positions = torch.cat([torch.arange(kept, device=storage.device), positions])
+        if kept > table.start:
+            early = torch.arange(table.start, kept, device=storage.device)
+            values = torch.cat([storage[self.slots(table, table.start, kept)], values])
+            positions = torch.cat([early, positions])
         return values, positions
