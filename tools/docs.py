@@ -19,8 +19,8 @@ sys.path.insert(0, str(ROOT))
 from keifu.catalog import System, areas, systems  # noqa: E402
 from keifu.cli.main import cli  # noqa: E402
 from keifu.families import ARCHITECTURES, families  # noqa: E402
-from keifu.families._published import PUBLISHED  # noqa: E402
-from keifu.families._published_notes import NOTES  # noqa: E402
+from keifu.families.published import PUBLISHED  # noqa: E402
+from keifu.families.published.notes import NOTES  # noqa: E402
 from tools.picture import picture  # noqa: E402
 
 NOTE = "<!-- Written by `make docs` from the code: edit that instead. -->\n\n"

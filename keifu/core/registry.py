@@ -20,7 +20,8 @@ class Registry(Mapping[str, T], Generic[T]):
     """The modules of one package as a mapping from name to the object each exports.
 
     A module `gpt_2.py` is the name `gpt-2`, and must define `EXPORT` (a constant attribute name,
-    by default `export`). Names that start with an underscore are helpers, not entries.
+    by default `export`). Names that start with an underscore are helpers and folders are tables,
+    not entries.
     """
 
     def __init__(self, kind: str, package: str, attribute: str, protocol: type) -> None:
@@ -30,7 +31,7 @@ class Registry(Mapping[str, T], Generic[T]):
         """Names in alphabetical order, without importing the modules."""
         paths = importlib.import_module(self.package).__path__
         for module in sorted(pkgutil.iter_modules(paths), key=lambda m: m.name):
-            if not module.name.startswith("_"):
+            if not (module.ispkg or module.name.startswith("_")):
                 yield module.name.replace("_", "-")
 
     def __len__(self) -> int:

@@ -9,7 +9,7 @@ import pytest
 from keifu.catalog import system, systems
 from keifu.cli.main import main
 from keifu.families import ARCHITECTURES, families
-from keifu.families._published import PUBLISHED
+from keifu.families.published import PUBLISHED
 from keifu.lm import cards
 
 SIZE = re.compile(r"\d\s*([BMT]\b|billion|trillion|million)|parameters", re.IGNORECASE)

@@ -11,8 +11,8 @@ import click
 import pytest
 
 from keifu.cli.main import cli, main
-from keifu.families._published import PUBLISHED
-from keifu.families._published_notes import NOTES
+from keifu.families.published import PUBLISHED
+from keifu.families.published.notes import NOTES
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "benchmarks/README.md", *sorted((ROOT / "docs").glob("*.md"))]

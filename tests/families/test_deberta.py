@@ -15,10 +15,10 @@ from transformers import DebertaConfig, DebertaV2Config
 from keifu.core.errors import ConfigError, FormatError
 from keifu.families import families
 from keifu.families._load import build_model, open_checkpoint
-from keifu.families._published import PUBLISHED
-from keifu.families._published_deberta import DEBERTA
 from keifu.families.deberta import Deberta
 from keifu.families.deberta_v2 import DebertaV2
+from keifu.families.published import PUBLISHED
+from keifu.families.published.deberta import DEBERTA
 from keifu.nn.part import count
 from tests.families.encoder_parity import both_ways, same_names
 from tests.families.parity import converted, export, randomise, tokens

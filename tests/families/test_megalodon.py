@@ -16,9 +16,9 @@ from keifu.checkpoints.transfer import empty, fill
 from keifu.core.errors import ConfigError, FormatError, KeifuError
 from keifu.families import families
 from keifu.families._load import build_model, open_checkpoint
-from keifu.families._published import PUBLISHED
-from keifu.families._published_megalodon import MEGALODON
 from keifu.families.megalodon import Megalodon
+from keifu.families.published import PUBLISHED
+from keifu.families.published.megalodon import MEGALODON
 from keifu.inference.engine import Engine
 from keifu.inference.request import Sampling
 from keifu.nn.part import build, count

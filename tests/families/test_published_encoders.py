@@ -9,8 +9,8 @@ import torch
 from transformers import AutoConfig, AutoModel
 
 from keifu.families import families
-from keifu.families._published import PUBLISHED
-from keifu.families._published_encoders import ENCODERS
+from keifu.families.published import PUBLISHED
+from keifu.families.published.encoders import ENCODERS
 from keifu.nn.part import count
 from tests.families.encoder_parity import same_names
 

@@ -10,8 +10,8 @@ import transformers as hf
 
 from keifu.checkpoints.transfer import outline, taken
 from keifu.families import families
-from keifu.families._published import PUBLISHED
-from keifu.families._published_experts import EXPERTS_LIKE
+from keifu.families.published import PUBLISHED
+from keifu.families.published.experts import EXPERTS_LIKE
 from keifu.nn.part import build, count
 from keifu.nn.stacked import Stacked
 

@@ -10,9 +10,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from keifu.checkpoints.transfer import empty
 from keifu.families import families
-from keifu.families._published import PUBLISHED
-from keifu.families._published_gpt import GPT_LIKE
-from keifu.families._published_llama import LLAMA_LIKE
+from keifu.families.published import PUBLISHED
+from keifu.families.published.gpt import GPT_LIKE
+from keifu.families.published.llama import LLAMA_LIKE
 from keifu.nn.part import build, count
 from keifu.nn.stack import StackModule
 from keifu.text.chat_formats import FORMATS

@@ -8,7 +8,7 @@ from transformers import RecurrentGemmaConfig, RecurrentGemmaForCausalLM
 
 from keifu.checkpoints.transfer import empty
 from keifu.families import families
-from keifu.families._published_griffin import GRIFFIN_LIKE, HYENA_LIKE
+from keifu.families.published.griffin import GRIFFIN_LIKE, HYENA_LIKE
 from keifu.nn.part import build, count
 from keifu.text.chat_formats import FORMATS
 

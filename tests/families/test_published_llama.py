@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from keifu.checkpoints.transfer import outline
 from keifu.families import families
-from keifu.families._published_llama import LLAMA_LIKE
+from keifu.families.published.llama import LLAMA_LIKE
 from keifu.nn.part import build, count
 from keifu.nn.stack import StackModule
 from keifu.text.chat_formats import FORMATS

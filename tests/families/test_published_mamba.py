@@ -8,8 +8,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from keifu.checkpoints.transfer import empty
 from keifu.families import families
-from keifu.families._published_mamba import MAMBA_LIKE
 from keifu.families.mamba2 import Mamba2Family
+from keifu.families.published.mamba import MAMBA_LIKE
 from keifu.nn.part import build, count
 from keifu.nn.stack import StackModule
 

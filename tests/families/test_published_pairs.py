@@ -11,7 +11,7 @@ from transformers import AutoConfig
 
 from keifu.checkpoints.transfer import empty
 from keifu.families import families
-from keifu.families._published_pairs import BART_LIKE
+from keifu.families.published.pairs import BART_LIKE
 from keifu.nn.part import build, count
 
 COUNTED = {"bart-large": 406_291_456, "mbart-large-cc25": 610_851_840}

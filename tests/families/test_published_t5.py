@@ -8,8 +8,8 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 from keifu.checkpoints.transfer import empty
 from keifu.families import families
-from keifu.families._published import PUBLISHED
-from keifu.families._published_t5 import T5_LIKE
+from keifu.families.published import PUBLISHED
+from keifu.families.published.t5 import T5_LIKE
 from keifu.nn.part import build, count
 
 COUNTED = {

@@ -19,7 +19,7 @@ from transformers import (
 from keifu.checkpoints.transfer import empty
 from keifu.core.errors import ConfigError
 from keifu.families._load import build_model, open_checkpoint
-from keifu.families._published_experts import EXPERTS_LIKE
+from keifu.families.published.experts import EXPERTS_LIKE
 from keifu.families.switch import Switch
 from keifu.inference.request import Sampling
 from keifu.inference.rules import Rules

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from keifu.families._published_row import Published
+from keifu.families.published.row import Published
 
 _GATED: dict[str, Any] = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from keifu.families._published_row import Published
+from keifu.families.published.row import Published
 
 _SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 _BASE, _LARGE = (768, 12, 12, 3072), (1024, 24, 16, 4096)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from keifu.families._published_row import Published
+from keifu.families.published.row import Published
 
 _LLAMA = "arXiv 2302.13971, table 2"
 _LLAMA2 = "arXiv 2307.09288"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from keifu.families._published_row import Published
+from keifu.families.published.row import Published
 
 _FIRST: dict[str, Any] = {
     "max_position_embeddings": 512, "relative_attention": True, "pos_att_type": ["c2p", "p2c"],

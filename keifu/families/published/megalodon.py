@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from keifu.families._published_row import Published
+from keifu.families.published.row import Published
 
 
 def _row(parameters: int, source: str, **config: Any) -> Published:
