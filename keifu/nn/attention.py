@@ -126,7 +126,7 @@ class _Attention(nn.Module):
     ) -> Tensor:
         return attend(
             q,
-            k,
+            self.spec.position.met(k, key_positions),
             v,
             query_positions=query_positions,
             key_positions=key_positions,

@@ -20,6 +20,10 @@ class Position:
         """Queries and keys (tokens, heads, width) with positions worked into them."""
         return q, k
 
+    def met(self, k: Tensor, positions: Tensor) -> Tensor:
+        """Stored keys (rows, m, groups, width) of positions (m,) as turned queries meet them."""
+        return k
+
     def bias(self, step: Step) -> Bias | None:
         """What is added to the scores, or None."""
         return None

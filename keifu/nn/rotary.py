@@ -189,10 +189,14 @@ class Rotary(Position):
         return self.at(step.positions, step.limits[0] if step.limits else 0)
 
     def at(self, positions: Tensor, length: int) -> tuple[Tensor, Tensor]:
-        """cos and sin (n, width / 2) of positions (n,) in a request that may reach `length`."""
+        """cos and sin (n, width / 2) of positions (n,) in a request that may reach `length`.
+
+        Angles are float32, as models are trained, or float64 where the positions are.
+        """
         turn, factor = self.scaling.frequencies(self.width, self.base, length)
-        angle = positions.float()[:, None] * turn.to(positions.device)
-        return angle.cos() * factor, angle.sin() * factor
+        whole = positions if positions.dtype == torch.float64 else positions.float()
+        angle = whole[:, None] * turn.to(positions.device)
+        return angle.cos().float() * factor, angle.sin().float() * factor
 
     def rotate(self, q: Tensor, k: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         """q, k (tokens, heads, head width) with their first `width` dimensions turned."""
