@@ -25,6 +25,10 @@ class ModelOptions:
     """Name, path, hub id, or URL of a server; `keifu models list` shows what is here"""
     ctx: int | None = None
     """Tokens of context to hold (default: what the model was made for, as memory allows)"""
+    window: int | None = None
+    """Tokens to look back on; what is older is forgotten, and a text may have any length"""
+    sinks: int = 4
+    """First tokens that stay visible beside a window"""
     threads: int | None = None
     """Threads to compute with (default: the cores this process may use)"""
     device: str | None = None
@@ -38,9 +42,14 @@ class ModelOptions:
 
     def __post_init__(self) -> None:
         """Refuse what no machine can do."""
-        for name, value, most in (("ctx", self.ctx, 2**24), ("threads", self.threads, 1024)):
-            if value is not None and not 1 <= value <= most:
-                raise KeifuError(f"--{name} {value} is not allowed: from 1 to {most}")
+        for name, value, least, most in (
+            ("ctx", self.ctx, 1, 2**24),
+            ("window", self.window, 1, 2**24),
+            ("sinks", self.sinks, 0, 1024),
+            ("threads", self.threads, 1, 1024),
+        ):
+            if value is not None and not least <= value <= most:
+                raise KeifuError(f"--{name} {value} is not allowed: from {least} to {most}")
 
 
 def find(options: ModelOptions, *, quiet: bool = False) -> None:
@@ -65,6 +74,8 @@ def load(options: ModelOptions, **more: Any) -> LM:
     return keifu.lm.load(
         options.model,
         ctx=options.ctx,
+        window=options.window,
+        sinks=None if options.window is None else options.sinks,
         threads=options.threads,
         device=options.device,
         precision=None if options.precision == "default" else options.precision,

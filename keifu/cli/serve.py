@@ -31,6 +31,10 @@ class Offer:
     """What clients call the model; once for each --model, in order"""
     ctx: int | None = field(default=None, metadata={"option": Option(min=1)})
     """Tokens of context to hold"""
+    window: int | None = field(default=None, metadata={"option": Option(min=1)})
+    """Tokens to look back on; what is older is forgotten, and a text may have any length"""
+    sinks: int = field(default=4, metadata={"option": Option(min=0, max=1024)})
+    """First tokens that stay visible beside a window"""
     max_memory: str | None = None
     """Memory for running requests, as 2GB or 512MiB"""
     parallel: int = field(default=4, metadata={"option": Option(min=1, max=256)})
@@ -64,6 +68,8 @@ class Offer:
         return keifu.lm.load(
             source,
             ctx=self.ctx,
+            window=self.window,
+            sinks=None if self.window is None else self.sinks,
             threads=self.threads,
             max_memory=self.memory(),
             parallel=self.parallel,

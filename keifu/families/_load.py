@@ -26,7 +26,7 @@ from keifu.families._sentence import is_sentence_folder, open_sentence
 from keifu.families.elmo import Elmo
 from keifu.families.llama import Llama
 from keifu.nn.pair import Pair
-from keifu.nn.part import build
+from keifu.nn.part import Part, build
 from keifu.text.from_gguf import load_gguf
 from keifu.text.load import load
 from keifu.text.tokenizer import Tokenizer
@@ -218,10 +218,12 @@ def build_model(
     device: str | torch.device = "cpu",
     allow_nonfinite: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    spec: Part | None = None,
 ) -> nn.Module:
     """The checkpoint's model in evaluation mode.
 
     Args:
+        spec: what is built, if it is not the family's own but one with the same weights.
         precision: "exact" (float32 arithmetic, packed weights decoded) or "default" (bfloat16
             products, packed weights kept packed).
         experts: "resident", or "mapped": read from the checkpoint's files as they are used, so
@@ -231,7 +233,7 @@ def build_model(
         raise unknown("precision", precision, PRECISIONS)
     if experts not in EXPERTS:
         raise unknown("place for experts", experts, EXPERTS)
-    model = build(checkpoint.family.spec(), device="meta")
+    model = build(spec or checkpoint.family.spec(), device="meta")
     fill(
         model,
         checkpoint.names,

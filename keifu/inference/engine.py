@@ -86,7 +86,7 @@ class Engine:
         slots = parallel + 64
         entries = model.spec.entries()
         self.pool = StatePool(entries, budget=budget, slots=slots, dtype=dtype, device=device)
-        self.context = min(context, self.pool.capacity)
+        self.context = min(context, self.pool.reach(CHUNK))
         self.source_context = min([source_context or 2**62, *self.pool.room().values()])
         self.source_vocab = source_vocab or tokenizer.vocab_size
         plain: Runner = TorchRunner(self.model, self.pool)

@@ -18,7 +18,7 @@ from keifu.core.errors import KeifuError, unknown
 from keifu.families._load import Checkpoint, build_model, open_checkpoint
 from keifu.families._sentence import is_sentence_folder, open_sentence
 from keifu.inference.encode import BATCH
-from keifu.inference.engine import Engine
+from keifu.inference.engine import CHUNK, Engine
 from keifu.inference.plans import runners
 from keifu.inference.rules import Rules
 from keifu.lm.base import LM
@@ -26,12 +26,16 @@ from keifu.lm.local import LocalLM
 from keifu.nn.characters import CharacterCNN
 from keifu.nn.kernels import native
 from keifu.nn.pair import Pair, PairModule
+from keifu.nn.part import Part
 from keifu.nn.stack import Stack, StackModule
+from keifu.nn.streaming import streaming
 from keifu.text.load import load_reader
 from keifu.text.tokenizer import Tokenizer
 
 _PAGE = 32
-"""Tokens of a page of state, by which a request may exceed what it was counted for."""
+"""Tokens of a page of state."""
+ENDLESS = 2**24
+"""Most tokens of a request to a model that reads through a window."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +53,11 @@ class LocalOptions:
     requests of `ctx` tokens need."""
     parallel: int = 4
     """Requests that run at once."""
+    window: int | None = None
+    """Tokens that attention looks back on; what is older is forgotten, and texts may be of any
+    length (StreamingLLM). None: as the model was made."""
+    sinks: int = 4
+    """First tokens that stay visible beside a window."""
     device: str = "cpu"
     template: str | None = None
     """The name of a chat format, for checkpoints that carry none."""
@@ -81,6 +90,19 @@ class Opened:
         """What the model is called."""
         return Path(self.ref).name if Path(self.ref).exists() else self.ref
 
+    def spec(self) -> Part:
+        """Its parts, with the window that was asked for."""
+        spec, options = self.checkpoint.family.spec(), self.options
+        if options.window is None:
+            return spec
+        family, kept = self.checkpoint.family, options.window + options.sinks
+        if kept > family.context and not family.unlimited:
+            raise KeifuError(
+                f"a window of {options.window} and {options.sinks} sinks is more than the "
+                f"{family.context} positions that {self.checkpoint.path.name} was made for"
+            )
+        return streaming(spec, options.window, options.sinks)
+
     def build(self, precision: str | None = None) -> nn.Module:
         """Its weights, read."""
         options = self.options
@@ -90,6 +112,7 @@ class Opened:
             experts=options.experts,
             device=options.device,
             allow_nonfinite=options.allow_nonfinite,
+            spec=self.spec(),
         )
 
     def tokenizer(self) -> Tokenizer:
@@ -104,6 +127,8 @@ class Opened:
     def context(self) -> int:
         """The context asked for; more than it was made for only where there is no fixed table."""
         most, asked = self.checkpoint.family.context, self.options.ctx
+        if self.options.window is not None:
+            most = ENDLESS
         if asked is None:
             return most
         if asked < 1:
@@ -132,7 +157,7 @@ def load_local(ref: str, **given: Any) -> LM:
     if native.available():
         native.set_threads(workers)
     opened = Opened(ref=ref, checkpoint=checkpoint, options=options)
-    spec = checkpoint.family.spec()
+    spec = opened.spec()
     if isinstance(spec, Stack) and isinstance(spec.input, CharacterCNN):
         return _words(opened, spec.input.length)
     if not isinstance(spec, Stack | Pair):
@@ -234,11 +259,12 @@ def _generator(opened: Opened) -> LM:
 def _budget(spec: Stack | Pair, context: int, options: LocalOptions, beams: int) -> int:
     """Bytes of state: what all requests, or the beams of one, need at most, within half of the
     free memory."""
-    from keifu.nn.state import state_bytes
+    from keifu.nn.state import places, state_bytes
 
     if options.max_memory is not None:
         return options.max_memory
     fixed, token = state_bytes(spec.entries(), options.dtype)
     slots = options.parallel + 64
-    needed = fixed * slots + token * (context + _PAGE) * max(options.parallel, beams)
+    held = places(spec.entries(), context, CHUNK)
+    needed = fixed * slots + token * held * max(options.parallel, beams)
     return max(min(needed, machine.memory().available // 2), fixed * slots + token * _PAGE)

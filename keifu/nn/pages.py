@@ -22,6 +22,13 @@ class OutOfState(KeifuError):
     """The pool's byte budget is used up: the scheduler preempts or queues."""
 
 
+def most_held(length: int, window: int | None, sinks: int, step: int, page: int) -> int:
+    """Most tokens of a request of `length` that lie in pages at once, `step` new ones at a time."""
+    if window is None:
+        return length + page
+    return min(length + page, sinks + window + step + 3 * page)  # three pages are filled in part
+
+
 @dataclass
 class PageTable:
     """A request's pages in order of position; None where a window has let one go."""
@@ -58,6 +65,11 @@ class PageGroup:
         self.token_bytes = sum(math.prod(e.shape) for _, _, e in members) * dtype.itemsize
         self.free = list(range(pages))
         self.counts = [0] * pages
+
+    def reach(self, step: int) -> int:
+        """How long one request may grow that takes `step` tokens at a time, alone."""
+        room = self.pages * self.page
+        return room if most_held(2**62, self.window, self.sinks, step, self.page) > room else 2**62
 
     def pages_for(self, table: PageTable, end: int) -> int:
         """Pages missing until positions below `end` have a place."""

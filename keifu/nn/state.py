@@ -18,7 +18,7 @@ from torch import Tensor
 
 from keifu.core.errors import KeifuError
 from keifu.nn.memory import Held, MemoryGroup
-from keifu.nn.pages import OutOfState, PageGroup, PageTable
+from keifu.nn.pages import OutOfState, PageGroup, PageTable, most_held
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,19 @@ def place_bytes(entries: Sequence[Mapping[str, Entry]], dtype: torch.dtype) -> i
     """Bytes that a place of a memory takes, over all uses."""
     kept = [e for e in stored(entries).values() if isinstance(e, Memory)]
     return sum(math.prod(entry.shape) for entry in kept) * dtype.itemsize
+
+
+def places(entries: Sequence[Mapping[str, Entry]], length: int, step: int, page: int = 32) -> int:
+    """Places for tokens that a request of `length` takes in each group, `step` new ones a time."""
+    found = [length + page]
+    kept = [e for e in stored(entries).values() if not isinstance(e, Fixed)]
+    if all(isinstance(e, PerToken) for e in kept):
+        found = [
+            most_held(length, e.window, e.sinks, step, page)
+            for e in kept
+            if isinstance(e, PerToken)
+        ]
+    return max(found, default=page)
 
 
 class Handle(Protocol):
@@ -208,6 +221,10 @@ class StatePool:
     def capacity(self) -> int:
         """Tokens the pool can hold, all requests together."""
         return min((g.pages * self.page for g in self.groups), default=2**62)
+
+    def reach(self, step: int) -> int:
+        """Tokens that one request may grow to, `step` at a time, with the pool to itself."""
+        return min((g.reach(step) for g in self.groups), default=2**62)
 
     @property
     def free_tokens(self) -> int:
