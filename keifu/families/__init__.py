@@ -80,6 +80,7 @@ ARCHITECTURES = {
     "PegasusForConditionalGeneration": "pegasus",
     "TransformerForConditionalGeneration": "transformer",
     "EncoderDecoderModel": "encoder-decoder",
+    "RMTForCausalLM": "rmt",
     "RNNTranslationForConditionalGeneration": "rnn-translation",
     "RNNSearchForConditionalGeneration": "rnn-search",
     "RNNLuongForConditionalGeneration": "rnn-luong",

@@ -1,9 +1,9 @@
-"""The two configurations inside one: an encoder's and a decoder's, of any families."""
+"""Configurations inside one: an encoder's and a decoder's, a base model's, of any families."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from keifu.core.errors import ConfigError, unknown
@@ -15,29 +15,31 @@ READS = {"is_decoder": True, "add_cross_attention": True}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sides:
-    """The two configurations inside <-> two families."""
+class Inside:
+    """One configuration inside another <-> a family, for the first of some tasks it has."""
+
+    key: str
+    tasks: tuple[str, ...]
+    says: Mapping[str, Any] = field(default_factory=dict)
+    """What the configuration inside says besides its family's own."""
 
     def names(self) -> frozenset[str]:
-        """Both keys."""
-        return frozenset(("encoder", "decoder"))
+        """The key."""
+        return frozenset((self.key,))
 
     def read(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """Each by its model type, as a bare encoder and a language model."""
-        found = {}
-        for side, tasks in (("encoder", ("encode",)), ("decoder", ("generate", "fill-mask"))):
-            inside = config.get(side)
-            if not isinstance(inside, Mapping):
-                raise ConfigError(f"config.json of encoder-decoder lacks {side}'s configuration")
-            left = ("architectures", *READS)
-            own = {k: v for k, v in inside.items() if k not in left}
-            found[side] = for_task(_family(str(own.get("model_type"))).from_hf(own), tasks)
-        return found
+        """The family by its model type."""
+        inside = config.get(self.key)
+        if not isinstance(inside, Mapping):
+            kind = config.get("model_type")
+            raise ConfigError(f"config.json of {kind} lacks {self.key}'s configuration")
+        own = {k: v for k, v in inside.items() if k not in ("architectures", *READS)}
+        found = _family(str(own.get("model_type"))).from_hf(own)
+        return {self.key: for_task(found, self.tasks)}
 
     def write(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Both."""
-        encoder, decoder = values["encoder"].to_hf(), values["decoder"].to_hf()
-        return {"encoder": encoder, "decoder": decoder | READS}
+        """The family's, and what is said besides."""
+        return {self.key: values[self.key].to_hf() | dict(self.says)}
 
 
 def _family(model_type: str) -> type[Family]:

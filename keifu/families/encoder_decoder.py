@@ -16,7 +16,7 @@ from keifu.families import families
 from keifu.families._cross import named, reads
 from keifu.families._family import Family
 from keifu.families._fields import Fields
-from keifu.families._sides import Sides, for_task
+from keifu.families._sides import READS, Inside, for_task
 from keifu.nn.pair import Bridge, Pair
 from keifu.nn.stack import Stack
 
@@ -32,7 +32,10 @@ class EncoderDecoder(Family):
         architecture="EncoderDecoderModel",
         model_type="encoder-decoder",
         keys={},
-        extra=(Sides(),),
+        extra=(
+            Inside(key="encoder", tasks=("encode",)),
+            Inside(key="decoder", tasks=("generate", "fill-mask"), says=READS),
+        ),
         fixed={"is_encoder_decoder": True, "tie_encoder_decoder": False},
         ignore=frozenset(("tie_word_embeddings",)),
     )

@@ -106,7 +106,7 @@ def layers(model: nn.Module) -> tuple[tuple[str, ...], ...]:
     elif isinstance(model, StackModule):
         blocks = [(f"blocks.{i}.*",) for i in range(len(model.blocks))]
         top = ("norm.*", "readout.*", "head.*", "heads.*")
-        places = [("input.*", "shared.*"), *blocks, top]
+        places = [("input.*", "shared.*", "memory"), *blocks, top]
     else:
         raise KeifuError(f"the layers of a {type(model).__name__} are not known: name patterns")
     names = [name for name, _ in model.named_parameters()]
