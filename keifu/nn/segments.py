@@ -40,6 +40,8 @@ class Segments(Stack):
     """Memory is appended, too, and written there (decoders); else where it is read (encoders)."""
     around: tuple[tuple[int, ...], ...] = ((), (), ())
     """Special tokens of each segment: before the memory, after it, at the end (CLS, SEP, SEP)."""
+    tokens: tuple[int, ...] = ()
+    """The first memory is the table's vectors of these ids; none: vectors of its own."""
     bptt: int | None = None
     """Segments that a gradient goes through while training, counted from a row's end; None: all."""
 
@@ -60,6 +62,8 @@ class Segments(Stack):
                 f"memory of width {self.input.width} does not fit a token table of width "
                 f"{self.input.table_width}"
             )
+        if self.tokens and len(self.tokens) != self.memory:
+            raise ConfigError(f"{len(self.tokens)} tokens are no memory of {self.memory} vectors")
         reads = any(isinstance(e, Memory) for b in self.blocks for e in b.state().values())
         if reads:
             raise ConfigError("a stack that reads an encoder cannot run in segments")
@@ -80,7 +84,7 @@ class Segments(Stack):
         return self.lead + self.segment + self.tail
 
     def build(self) -> nn.Module:
-        """The stack's modules, and `memory` (memory, width), the first segment's."""
+        """The stack's modules, and `memory` (memory, width), the first segment's, if its own."""
         return SegmentsModule(self)
 
     def entries(self) -> list[Mapping[str, Entry]]:
@@ -114,7 +118,7 @@ class SegmentsModule(StackModule):
 
     def __init__(self, spec: Segments) -> None:
         super().__init__(spec)
-        self.memory = parameter(spec.memory, spec.width)
+        self.memory = None if spec.tokens else parameter(spec.memory, spec.width)
 
     def run(
         self,
@@ -157,11 +161,14 @@ class SegmentsModule(StackModule):
 
     def _held(self, step: Step, states: Sequence[Handle] | None) -> list[Tensor]:
         """Each row's memory: the learnt one where a row begins, else what its state holds."""
+        first = self.memory
+        if first is None:
+            first = self.input.table(torch.tensor(self.spec.tokens, device=step.device))
         if states is None:
-            return [self.memory] * step.rows
+            return [first] * step.rows
         held = states[-1].get("memory")
         starts = [int(step.positions[at]) for at in step.offsets[:-1]]
-        return [self.memory if start == 0 else h for start, h in zip(starts, held, strict=True)]
+        return [first if start == 0 else h for start, h in zip(starts, held, strict=True)]
 
     def _wave(
         self,
