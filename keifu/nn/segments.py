@@ -134,8 +134,8 @@ class SegmentsModule(StackModule):
         The n-th pieces of all rows run together. An encoder's segments come whole, and its `taps`
         of rows are those of a row's last segment.
         """
-        if step.prefixes:
-            raise ValueError("a prefix that all see does not go through segments")
+        if step.landmarks:
+            raise ValueError("landmarks are places of a whole row: segments have none")
         spec, vectors = self.spec, self.input.table(ids)
         memories = self._held(step, states)
         outs: list[tuple[Wave, Output]] = []
