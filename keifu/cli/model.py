@@ -37,6 +37,8 @@ class ModelOptions:
     """`exact` computes in float32 throughout, for comparisons"""
     experts: Literal["resident", "mapped"] = "resident"
     """`mapped` reads a mixture's experts from its files as a text needs them"""
+    retrieve: int | None = None
+    """Let each head of an encoder-decoder read so many places of a source of any length"""
     offline: bool = False
     """Never use the network"""
 
@@ -46,6 +48,7 @@ class ModelOptions:
             ("ctx", self.ctx, 1, 2**24),
             ("window", self.window, 1, 2**24),
             ("sinks", self.sinks, 0, 1024),
+            ("retrieve", self.retrieve, 1, 2**24),
             ("threads", self.threads, 1, 1024),
         ):
             if value is not None and not least <= value <= most:
@@ -80,6 +83,7 @@ def load(options: ModelOptions, **more: Any) -> LM:
         device=options.device,
         precision=None if options.precision == "default" else options.precision,
         experts=None if options.experts == "resident" else options.experts,
+        retrieve=options.retrieve,
         **more,
     )
 

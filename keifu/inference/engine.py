@@ -24,13 +24,12 @@ from keifu.inference.rules import Rules
 from keifu.inference.runner import Runner, TorchRunner, step_of
 from keifu.inference.sequence import Job
 from keifu.inference.sequence import Sequence as Output
-from keifu.inference.source import encode, together
+from keifu.inference.source import encode, mean_state, together
 from keifu.inference.stream import Stream
 from keifu.nn.pages import OutOfState
 from keifu.nn.pair import PairModule
 from keifu.nn.stack import StackModule
 from keifu.nn.state import StatePool
-from keifu.nn.step import fresh_step
 from keifu.text.tokenizer import Tokenizer
 
 CHUNK = 512
@@ -52,6 +51,7 @@ class Engine:
         source_vocab: ids that a source may have; None: the tokenizer's.
         parallel: requests that run at once.
         budget: bytes of state for all of them.
+        places: of sources that the budget holds; None: as many as tokens.
         dtype: of per-token state, and what branches compute in (the residual stays float32).
         runners: fast paths, tried in order before the plain one.
     """
@@ -67,6 +67,7 @@ class Engine:
         rules: Rules = Rules(),
         parallel: int = 4,
         budget: int = 1 << 30,
+        places: int | None = None,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         end_ids: Sequence[int] = (),
@@ -85,7 +86,8 @@ class Engine:
         # Forks of one request (n, beams) take slots of their own beyond `parallel`.
         slots = parallel + 64
         entries = model.spec.entries()
-        self.pool = StatePool(entries, budget=budget, slots=slots, dtype=dtype, device=device)
+        kept: dict[str, Any] = {"dtype": dtype, "device": device, "places": places}
+        self.pool = StatePool(entries, budget=budget, slots=slots, **kept)
         self.context = min(context, self.pool.reach(CHUNK))
         self.source_context = min([source_context or 2**62, *self.pool.room().values()])
         self.source_vocab = source_vocab or tokenizer.vocab_size
@@ -206,7 +208,6 @@ class Engine:
 
     def embed(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         """The mean of each prompt's last hidden states (an encoder's): (prompts, width) float32."""
-        reader = self.pair.encoder if self.pair else self.model
         for prompt in prompts:
             if self.pair:
                 _check_ids(prompt, self.source_vocab)
@@ -214,14 +215,8 @@ class Engine:
                 self._check(prompt, Sampling(max_tokens=0))
 
         def run() -> Tensor:
-            rows = []
-            for prompt in prompts:
-                step = fresh_step([len(prompt)], self.device)
-                ids = torch.tensor(list(prompt), device=self.device)
-                nothing = torch.zeros(0, dtype=torch.long, device=self.device)
-                hidden = reader.run(ids, step, select=nothing).hidden
-                rows.append(hidden.float().mean(0).cpu())
-            return torch.stack(rows)
+            reader = self.pair or self.model
+            return torch.stack([mean_state(reader, prompt, self.device) for prompt in prompts])
 
         found: Tensor = self.call(run)
         return found

@@ -57,6 +57,8 @@ class Sequence:
         self.state: RequestState | None = None
         self.memories: Mapping[str, Tensor] = {}
         """What cross mixers read in the first step, which writes what is kept of it."""
+        self.pieces: list[Tensor] = []
+        """Beginnings of a memory that takes several passes."""
         self.history = History(job.prompt)
         self.finish: FinishReason | None = None
         self.started = self.first = 0.0

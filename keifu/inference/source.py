@@ -1,16 +1,23 @@
-"""Encoding what the requests to an encoder-decoder give it to read: several in one ragged pass."""
+"""Encoding what the requests to an encoder-decoder give it to read: several in one ragged pass.
+
+A source that is read in chunks gets one pass over some of them a step of the engine, so that what
+runs already goes on meanwhile.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from keifu.inference.sequence import Sequence as Output
+from keifu.nn.chunks import Overlap, passes
 from keifu.nn.pair import PairModule
-from keifu.nn.step import fresh_step
+from keifu.nn.stack import StackModule
+from keifu.nn.step import Step, fresh_step
 
 ENCODED = 2048
 """Source tokens of one pass: what runs already waits no longer than that. A longer source runs
@@ -33,8 +40,33 @@ def encode(
     pair: PairModule, outputs: list[Output], device: torch.device, compute: torch.dtype | None
 ) -> None:
     """Give each output its source's memory, which lives until the first step has written it."""
-    sources = [output.job.source for output in outputs]
+    sources, chunks = [output.job.source for output in outputs], pair.spec.chunks
     step = replace(fresh_step([len(s) for s in sources], device), compute=compute)
     ids = torch.tensor(list(itertools.chain(*sources)), device=device)
+    if chunks is not None and sum(map(len, sources)) > ENCODED:
+        _further(pair, chunks, outputs[0], ids, step)
+        return
     for output, memory in zip(outputs, pair.read(ids, step), strict=True):
         output.memories = {pair.spec.memory: memory}
+
+
+def _further(pair: PairModule, how: Overlap, output: Output, ids: Tensor, step: Step) -> None:
+    """The next chunks of one output's source; after the last of them it has its memory."""
+    left = how.of(len(ids))[len(output.pieces) :]
+    output.pieces += pair.read_chunks(ids, passes(left)[0], step)
+    if len(output.pieces) == len(how.of(len(ids))):
+        output.memories = {pair.spec.memory: pair.bridged(torch.cat(output.pieces))}
+        output.pieces = []
+
+
+def mean_state(
+    reader: StackModule | PairModule, prompt: Sequence[int], device: torch.device
+) -> Tensor:
+    """The mean of what a prompt's last hidden states are, an encoder's of a pair: (width,)."""
+    step, ids = fresh_step([len(prompt)], device), torch.tensor(list(prompt), device=device)
+    if isinstance(reader, PairModule):
+        (hidden,) = reader.states(ids, step)
+    else:
+        nothing = torch.zeros(0, dtype=torch.long, device=device)
+        hidden = reader.run(ids, step, select=nothing).hidden
+    return hidden.float().mean(0).cpu()

@@ -27,7 +27,9 @@ from keifu.nn.characters import CharacterCNN
 from keifu.nn.kernels import native
 from keifu.nn.pair import Pair, PairModule
 from keifu.nn.part import Part
+from keifu.nn.retrieved import retrieving
 from keifu.nn.stack import Stack, StackModule
+from keifu.nn.state import Memory, places, state_bytes
 from keifu.nn.streaming import streaming
 from keifu.text.load import load_reader
 from keifu.text.tokenizer import Tokenizer
@@ -36,6 +38,8 @@ _PAGE = 32
 """Tokens of a page of state."""
 ENDLESS = 2**24
 """Most tokens of a request to a model that reads through a window."""
+SOURCE = 2**18
+"""Places of retrieved sources that are held, all requests together, where memory allows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +72,9 @@ class LocalOptions:
     """Tokens that an encoder runs together."""
     experts: str = "resident"
     """Where experts' matrices are: "resident" in memory, or "mapped": in the file until used."""
+    retrieve: int | None = None
+    """Places of the source that each head of an encoder-decoder's cross-attention reads, as in
+    Unlimiformer: the source may then be of any length that the state's memory holds."""
     allow_pickle: bool = False
     allow_nonfinite: bool = False
 
@@ -91,28 +98,39 @@ class Opened:
         return Path(self.ref).name if Path(self.ref).exists() else self.ref
 
     def spec(self) -> Part:
-        """Its parts, with the window that was asked for."""
+        """Its parts, with the window and the retrieval that were asked for."""
         spec, options = self.checkpoint.family.spec(), self.options
-        if options.window is None:
+        if options.window is not None:
+            spec = self._streaming(spec, options.window)
+        if options.retrieve is None:
             return spec
-        family, kept = self.checkpoint.family, options.window + options.sinks
+        if not isinstance(spec, Pair):
+            raise KeifuError(
+                f"retrieve={options.retrieve} is for encoder-decoders, and {self.name} is none: "
+                "leave it out"
+            )
+        length = options.ctx or self.checkpoint.family.context
+        return retrieving(spec, options.retrieve, length=length)
+
+    def _streaming(self, spec: Part, window: int) -> Part:
+        family, kept = self.checkpoint.family, window + self.options.sinks
         if kept > family.context and not family.unlimited:
             raise KeifuError(
-                f"a window of {options.window} and {options.sinks} sinks is more than the "
+                f"a window of {window} and {self.options.sinks} sinks is more than the "
                 f"{family.context} positions that {self.checkpoint.path.name} was made for"
             )
-        return streaming(spec, options.window, options.sinks)
+        return streaming(spec, window, self.options.sinks)
 
     def build(self, precision: str | None = None) -> nn.Module:
         """Its weights, read."""
         options = self.options
         return build_model(
             self.checkpoint,
+            spec=self.spec(),
             precision=precision or options.precision,
             experts=options.experts,
             device=options.device,
             allow_nonfinite=options.allow_nonfinite,
-            spec=self.spec(),
         )
 
     def tokenizer(self) -> Tokenizer:
@@ -232,7 +250,9 @@ def _generator(opened: Opened) -> LM:
     tokenizer, model, context = opened.tokenizer(), opened.build(), opened.context()
     assert isinstance(model, StackModule | PairModule)
     reader = load_reader(checkpoint.path) if isinstance(model, PairModule) else None
-    endless = checkpoint.family.unlimited and options.ctx is None
+    endless = options.retrieve or (checkpoint.family.unlimited and options.ctx is None)
+    beams = int(checkpoint.generation.get("beams", 1))
+    budget, places = _budget(model.spec, context, options, beams)
     engine = Engine(
         model,
         tokenizer,
@@ -241,7 +261,8 @@ def _generator(opened: Opened) -> LM:
         source_vocab=None if reader is None else reader.vocab_size,
         rules=Rules(**checkpoint.rules),
         parallel=options.parallel,
-        budget=_budget(model.spec, context, options, int(checkpoint.generation.get("beams", 1))),
+        budget=budget,
+        places=places,
         dtype=options.dtype,
         device=options.device,
         end_ids=tokenizer.eos_ids,
@@ -256,15 +277,22 @@ def _generator(opened: Opened) -> LM:
     return LocalLM(opened.name, engine, tokenizer, recommended)
 
 
-def _budget(spec: Stack | Pair, context: int, options: LocalOptions, beams: int) -> int:
+def _budget(
+    spec: Stack | Pair, context: int, options: LocalOptions, beams: int
+) -> tuple[int, int | None]:
     """Bytes of state: what all requests, or the beams of one, need at most, within half of the
-    free memory."""
-    from keifu.nn.state import places, state_bytes
-
-    if options.max_memory is not None:
-        return options.max_memory
-    fixed, token = state_bytes(spec.entries(), options.dtype)
-    slots = options.parallel + 64
-    held = places(spec.entries(), context, CHUNK)
-    needed = fixed * slots + token * held * max(options.parallel, beams)
-    return max(min(needed, machine.memory().available // 2), fixed * slots + token * _PAGE)
+    free memory; and how many places of sources are in that, where they are counted apart."""
+    entries, given = spec.entries(), options.max_memory
+    fixed, token = state_bytes(entries, options.dtype)
+    fixed *= options.parallel + 64
+    most, half = max(options.parallel, beams), machine.memory().available // 2
+    if options.retrieve is None:
+        needed = fixed + token * places(entries, context, CHUNK) * most
+        return given if given is not None else max(min(needed, half), fixed + token * _PAGE), None
+    own = [{n: e for n, e in use.items() if not isinstance(e, Memory)} for use in entries]
+    written = state_bytes(own, options.dtype)[1]
+    needed = fixed + written * places(own, context, CHUNK) * most
+    budget = (
+        given if given is not None else max(min(needed + (token - written) * SOURCE, half), needed)
+    )
+    return budget, max((budget - needed) // (token - written), _PAGE)

@@ -196,14 +196,16 @@ class CrossAttention(Part):
 
     def build(self) -> nn.Module:
         """`q`, `kv` with rows "k", "v", and `out`."""
-        return _CrossAttention(self)
+        return CrossAttentionModule(self)
 
     def state(self) -> Mapping[str, Entry]:
         """Keys and values of the memory, computed once."""
         return {"kv": Memory((2, self.heads, self.head_width), self.memory)}
 
 
-class _CrossAttention(nn.Module):
+class CrossAttentionModule(nn.Module):
+    """The built cross-attention."""
+
     def __init__(self, spec: CrossAttention) -> None:
         super().__init__()
         self.spec = spec
@@ -217,8 +219,12 @@ class _CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, step: Step, state: Handle | None) -> Tensor:
         """x (tokens, width) -> (tokens, width)."""
-        shape = (self.spec.heads, self.spec.head_width)
-        q = self.q(x).unflatten(-1, shape)
+        q = self.q(x).unflatten(-1, (self.spec.heads, self.spec.head_width))
+        y: Tensor = self.out(self.read(q, step, state).flatten(1).to(x.dtype))
+        return y
+
+    def read(self, q: Tensor, step: Step, state: Handle | None) -> Tensor:
+        """What queries (tokens, heads, head_width) get of the memory, shaped as they are."""
         held = self._keys(step, state)
         found: dict[int, Tensor] = {}
         for rows in alike([(n, kv.shape[0]) for n, kv in zip(step.lengths(), held, strict=True)]):
@@ -228,13 +234,12 @@ class _CrossAttention(nn.Module):
                 k,
                 v,
                 query_positions=step.positions[step.span(rows[0])],
-                key_positions=torch.arange(k.shape[1], device=x.device),
+                key_positions=torch.arange(k.shape[1], device=q.device),
                 mask=Full(),
                 scale=self.scale,
             )
-            found |= zip(rows, outs.flatten(2), strict=True)
-        y: Tensor = self.out(torch.cat([found[row] for row in range(step.rows)]).to(x.dtype))
-        return y
+            found |= zip(rows, outs, strict=True)
+        return torch.cat([found[row] for row in range(step.rows)])
 
     def _keys(self, step: Step, state: Handle | None) -> list[Tensor]:
         """Keys and values of each row's memory: (length, 2, heads, head_width)."""

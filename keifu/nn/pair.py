@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from keifu.nn.chunks import Chunk, Overlap, passes
 from keifu.nn.linear import Linear
 from keifu.nn.part import Part
 from keifu.nn.stack import Output, Stack, StackModule
 from keifu.nn.state import Entry
-from keifu.nn.step import Emit, Step, ignore
+from keifu.nn.step import Emit, Step, fresh_step, ignore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,8 @@ class Pair(Part):
     """The memory is the source's last place alone: a summary of it (Sutskever et al. 2014)."""
     bridge: Bridge | None = None
     """What the memory goes through first, where the widths differ."""
+    chunks: Overlap | None = None
+    """How the encoder reads a source that is longer than it; None: whole, whatever its length."""
 
     def build(self) -> nn.Module:
         """`encoder`, `decoder`, and `bridge` where there is one."""
@@ -68,23 +71,51 @@ class PairModule(nn.Module):
         self, source: Tensor, *, attention_mask: Tensor | None = None, emit: Emit = ignore
     ) -> tuple[Tensor, ...]:
         """The memory of each row, (length, width): source (batch, time), padding left out."""
-        hidden = self.encoder(source, attention_mask=attention_mask, emit=emit).hidden
-        rows = tuple(hidden)
+        keep = torch.ones(source.shape[:2], dtype=torch.bool, device=source.device)
         if attention_mask is not None:
-            rows = tuple(h[k.bool()] for h, k in zip(hidden, attention_mask, strict=True))
-        return self._kept(rows)
+            keep = attention_mask.bool()
+        step = fresh_step(keep.sum(1).tolist(), source.device, emit=emit)
+        return self._memories(self.states(source[keep], step))
 
     def read(self, ids: Tensor, step: Step) -> tuple[Tensor, ...]:
         """The same of ragged sources: ids (tokens,) of the step's rows."""
-        return self._kept(self.encoder.run(ids, step).hidden.split(step.lengths()))
+        return self._memories(self.states(ids, step))
+
+    def _memories(self, rows: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        return tuple(self.bridged(row[-1:] if self.spec.last else row) for row in rows)
+
+    def bridged(self, row: Tensor) -> Tensor:
+        """Hidden states (length, encoder width) at the decoder's width, where the widths differ."""
+        out: Tensor = row if self.bridge is None else self.bridge(row)
+        return out
+
+    def states(self, ids: Tensor, step: Step) -> tuple[Tensor, ...]:
+        """The encoder's last hidden states (length, width) of each row, read whole or in chunks."""
+        lengths, how = step.lengths(), self.spec.chunks
+        if how is None:
+            hidden: Tensor = self.encoder.run(ids, step).hidden
+            rows: tuple[Tensor, ...] = hidden.split(lengths)
+            return rows
+        pieces: list[list[Tensor]] = [[] for _ in lengths]
+        for chunks in passes([c for row, n in enumerate(lengths) for c in how.of(n, row)]):
+            for chunk, kept in zip(chunks, self.read_chunks(ids, chunks, step), strict=True):
+                pieces[chunk.row].append(kept)
+        return tuple(map(torch.cat, pieces))
+
+    def read_chunks(self, ids: Tensor, chunks: Sequence[Chunk], step: Step) -> list[Tensor]:
+        """What one pass over some chunks of the step's rows keeps of each."""
+        lengths = [chunk.end - chunk.start for chunk in chunks]
+        given = [ids[step.span(chunk.row)][chunk.start : chunk.end] for chunk in chunks]
+        fresh = replace(fresh_step(lengths, ids.device, emit=step.emit), compute=step.compute)
+        hidden = self.encoder.run(torch.cat(given), fresh).hidden.split(lengths)
+        return [
+            row[chunk.first - chunk.start : chunk.last - chunk.start]
+            for row, chunk in zip(hidden, chunks, strict=True)
+        ]
 
     def places(self, source: int) -> int:
         """How long the memory of a source of this length is."""
         return 1 if self.spec.last else source
-
-    def _kept(self, rows: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        kept = tuple(row[-1:] for row in rows) if self.spec.last else rows
-        return kept if self.bridge is None else tuple(map(self.bridge, kept))
 
     def forward(
         self,

@@ -90,12 +90,6 @@ def state_bytes(entries: Sequence[Mapping[str, Entry]], dtype: torch.dtype) -> t
     return fixed, token
 
 
-def place_bytes(entries: Sequence[Mapping[str, Entry]], dtype: torch.dtype) -> int:
-    """Bytes that a place of a memory takes, over all uses."""
-    kept = [e for e in stored(entries).values() if isinstance(e, Memory)]
-    return sum(math.prod(entry.shape) for entry in kept) * dtype.itemsize
-
-
 def places(entries: Sequence[Mapping[str, Entry]], length: int, step: int, page: int = 32) -> int:
     """Places for tokens that a request of `length` takes in each group, `step` new ones a time."""
     found = [length + page]

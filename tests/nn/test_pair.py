@@ -35,7 +35,6 @@ from keifu.nn.state import (
     PerToken,
     RequestState,
     StatePool,
-    place_bytes,
     state_bytes,
 )
 from keifu.nn.wiring import Pre
@@ -294,7 +293,6 @@ def test_uses_share_an_entry_by_name_and_it_is_counted_once() -> None:
         {"m": one, "own": Memory((1,))},
     ]
     assert state_bytes(entries, torch.float32) == (0, 4 * (3 + 2 + 1))
-    assert place_bytes(entries, torch.float32) == 4 * (3 + 1)
     pool = StatePool(entries, budget=4 * 6 * 4 * 5, page=4)
     (storage,) = (m.pages.storage for m in pool.memories.values())
     assert {key: tuple(t.shape) for key, t in storage.items()} == {
