@@ -75,7 +75,7 @@ class Admission:
         """Take an output out of the running ones and give its state back."""
         if output in self.running:
             self.running.remove(output)
-        output.memories, output.pieces = {}, []
+        output.memories, output.reading = {}, None
         if output.state is not None:
             self.pool.free(output.state)
             output.state = None

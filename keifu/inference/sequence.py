@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,6 +19,9 @@ from keifu.inference.stream import Stream
 from keifu.nn.state import RequestState
 from keifu.text.detokenize import Detokenizer, StopStrings
 from keifu.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from keifu.inference.source import Reading
 
 
 @dataclass(eq=False)
@@ -57,8 +61,8 @@ class Sequence:
         self.state: RequestState | None = None
         self.memories: Mapping[str, Tensor] = {}
         """What cross mixers read in the first step, which writes what is kept of it."""
-        self.pieces: list[Tensor] = []
-        """Beginnings of a memory that takes several passes."""
+        self.reading: Reading | None = None
+        """How far a source has come that takes several passes."""
         self.history = History(job.prompt)
         self.finish: FinishReason | None = None
         self.started = self.first = 0.0

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from keifu.inference.sequence import Sequence as Output
-from keifu.nn.chunks import Overlap, passes
+from keifu.nn.chunks import Chunk, Overlap, passes
 from keifu.nn.pair import PairModule
 from keifu.nn.stack import StackModule
 from keifu.nn.step import Step, fresh_step
@@ -40,23 +40,51 @@ def encode(
     pair: PairModule, outputs: list[Output], device: torch.device, compute: torch.dtype | None
 ) -> None:
     """Give each output its source's memory, which lives until the first step has written it."""
-    sources, chunks = [output.job.source for output in outputs], pair.spec.chunks
-    step = replace(fresh_step([len(s) for s in sources], device), compute=compute)
-    ids = torch.tensor(list(itertools.chain(*sources)), device=device)
+    chunks, sources = pair.spec.chunks, [output.job.source for output in outputs]
     if chunks is not None and sum(map(len, sources)) > ENCODED:
-        _further(pair, chunks, outputs[0], ids, step)
+        _further(pair, chunks, outputs[0], device, compute)
         return
+    ids, step = _ragged(sources, device, compute)
     for output, memory in zip(outputs, pair.read(ids, step), strict=True):
         output.memories = {pair.spec.memory: memory}
 
 
-def _further(pair: PairModule, how: Overlap, output: Output, ids: Tensor, step: Step) -> None:
-    """The next chunks of one output's source; after the last of them it has its memory."""
-    left = how.of(len(ids))[len(output.pieces) :]
-    output.pieces += pair.read_chunks(ids, passes(left)[0], step)
-    if len(output.pieces) == len(how.of(len(ids))):
-        output.memories = {pair.spec.memory: pair.bridged(torch.cat(output.pieces))}
-        output.pieces = []
+def _ragged(
+    sources: Sequence[Sequence[int]], device: torch.device, compute: torch.dtype | None
+) -> tuple[Tensor, Step]:
+    """Sources one after another (tokens,), and the step that says where each is."""
+    step = replace(fresh_step([len(s) for s in sources], device), compute=compute)
+    return torch.tensor(list(itertools.chain(*sources)), device=device), step
+
+
+@dataclass
+class Reading:
+    """A source on its way to being a memory."""
+
+    ids: Tensor
+    step: Step
+    left: list[list[Chunk]]
+    """The chunks that are still to be read, by the pass that they run in."""
+    pieces: list[Tensor] = field(default_factory=list)
+
+
+def _further(
+    pair: PairModule,
+    chunks: Overlap,
+    output: Output,
+    device: torch.device,
+    compute: torch.dtype | None,
+) -> None:
+    """One more pass over one output's source; after the last of them it has its memory."""
+    reading = output.reading
+    if reading is None:
+        ids, step = _ragged([output.job.source], device, compute)
+        reading = output.reading = Reading(ids, step, passes(chunks.of(len(ids))))
+    reading.pieces += pair.read_chunks(reading.ids, reading.left[0], reading.step)
+    del reading.left[0]
+    if not reading.left:
+        output.memories = {pair.spec.memory: pair.bridged(torch.cat(reading.pieces))}
+        output.reading = None
 
 
 def mean_state(
