@@ -123,4 +123,4 @@ def test_the_command_line(bart: Path) -> None:
     for more, why in (((), "context holds 32"), (("--retrieve", "0"), "0 is not allowed: from 1")):
         refused = run(*more)
         assert refused.exit_code != 0
-        assert why in str(refused.exception)
+        assert why in f"{refused.exception} {refused.output}"
