@@ -35,6 +35,8 @@ class Offer:
     """Tokens to look back on; what is older is forgotten, and a text may have any length"""
     sinks: int = field(default=4, metadata={"option": Option(min=0, max=1024)})
     """First tokens that stay visible beside a window"""
+    retrieve: int | None = field(default=None, metadata={"option": Option(min=1)})
+    """Let each head of an encoder-decoder read so many places of a source of any length"""
     max_memory: str | None = None
     """Memory for running requests, as 2GB or 512MiB"""
     parallel: int = field(default=4, metadata={"option": Option(min=1, max=256)})
@@ -70,6 +72,7 @@ class Offer:
             ctx=self.ctx,
             window=self.window,
             sinks=None if self.window is None else self.sinks,
+            retrieve=self.retrieve,
             threads=self.threads,
             max_memory=self.memory(),
             parallel=self.parallel,

@@ -288,11 +288,11 @@ def _budget(
     most, half = max(options.parallel, beams), machine.memory().available // 2
     if options.retrieve is None:
         needed = fixed + token * places(entries, context, CHUNK) * most
-        return given if given is not None else max(min(needed, half), fixed + token * _PAGE), None
+        found = max(min(needed, half), fixed + token * _PAGE)
+        return found if given is None else given, None
     own = [{n: e for n, e in use.items() if not isinstance(e, Memory)} for use in entries]
     written = state_bytes(own, options.dtype)[1]
     needed = fixed + written * places(own, context, CHUNK) * most
-    budget = (
-        given if given is not None else max(min(needed + (token - written) * SOURCE, half), needed)
-    )
+    found = max(min(needed + (token - written) * SOURCE, half), needed)
+    budget = found if given is None else given
     return budget, max((budget - needed) // (token - written), _PAGE)
