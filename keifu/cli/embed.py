@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import click
 
 from keifu.cli import gather, model
+from keifu.cli.bar import Bar
 from keifu.cli.model import ModelOptions
 from keifu.cli.options import Argument, Fields, Option
 from keifu.core.errors import KeifuError
@@ -84,7 +84,7 @@ def command(
     model.find(options)
     lm = model.load(options, pooling=pooling, batch=batch)
     wish = {"model": None, "yes": True, "no": False}[normalize]
-    bar = _Bar(len(texts) >= LONG and sys.stderr.isatty())
+    bar = Bar(len(texts) >= LONG and sys.stderr.isatty())
     try:
         found = lm.embeddings(
             texts, truncate=truncate, normalize=wish, prompt=prompt, progress=bar.update
@@ -164,36 +164,3 @@ def _write(output: Path, texts: list[str], found: Embeddings) -> None:
         for text, vector in zip(texts, found.vectors, strict=True):
             line = json.dumps({"text": text, "embedding": vector}, ensure_ascii=False)
             file.write(line.encode() + b"\n")
-
-
-class _Bar:
-    """A bar on stderr over long work."""
-
-    def __init__(self, shown: bool) -> None:
-        self._update: Callable[[int, int], None] | None = None
-        self._stop: Callable[[], None] = lambda: None
-        if not shown:
-            return
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-        bar = Progress(
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            transient=True,
-        )
-        bar.start()
-        task = bar.add_task("embed", total=None)
-        self._update = lambda done, total: bar.update(task, completed=done, total=total)
-        self._stop = bar.stop
-
-    def update(self, done: int, total: int) -> None:
-        """Texts done, of all."""
-        if self._update:
-            self._update(done, total)
-
-    def close(self) -> None:
-        """Take the bar away."""
-        self._stop()

@@ -14,6 +14,8 @@ from keifu.core.errors import KeifuError
 
 MOST_FILE = 4 << 20
 """Bytes of one attached file: four times what the longest contexts hold."""
+MOST_DOCUMENT = 256 << 20
+"""Bytes of a document that is asked about: it need not fit a context."""
 MOST_INPUT = 32 << 20
 """Bytes of piped input."""
 
@@ -98,23 +100,33 @@ def _tell_if_waiting() -> None:
     print("keifu: waiting for piped input (</dev/null means none)", file=sys.stderr, flush=True)
 
 
+def document(name: str) -> str:
+    """The text of a document: a file, or standard input as `-`. Raises KeifuError."""
+    if name == "-":
+        return _stdin()
+    return _read(name, name, MOST_DOCUMENT, "")
+
+
 def _file(name: str) -> str:
+    return _read(name, f"@{name}", MOST_FILE, " (write @@ for a plain @)")
+
+
+def _read(name: str, shown: str, most: int, hint: str) -> str:
     path = Path(name).expanduser()
-    hint = "write @@ for a plain @"
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
-            raise KeifuError(f"@{name} is a folder: attach files one by one")
+            raise KeifuError(f"{shown} is a folder: give its files one by one")
         if not stat.S_ISREG(mode):
-            raise KeifuError(f"@{name} is no regular file: pipe it in instead")
+            raise KeifuError(f"{shown} is no regular file: pipe it in instead")
         with path.open("rb") as file:
-            data = file.read(MOST_FILE + 1)
+            data = file.read(most + 1)
     except FileNotFoundError:
-        raise KeifuError(f"@{name}: there is no such file ({hint})") from None
+        raise KeifuError(f"{shown}: there is no such file{hint}") from None
     except (OSError, ValueError) as wrong:
         why = wrong.strerror if isinstance(wrong, OSError) else str(wrong)
-        raise KeifuError(f"@{name} cannot be read: {why} ({hint})") from None
-    return _decode(data, f"@{name}", MOST_FILE)
+        raise KeifuError(f"{shown} cannot be read: {why}{hint}") from None
+    return _decode(data, shown, most)
 
 
 def _decode(data: bytes, what: str, most: int) -> str:

@@ -22,6 +22,7 @@ VERBS = {
     "chat": Verb("keifu.cli.chat:command", RUN, "Talk to a model, or ask it one thing."),
     "serve": Verb("keifu.cli.serve:command", RUN, "Serve models over HTTP (OpenAI, Anthropic)."),
     "complete": Verb("keifu.cli.complete:command", RUN, "Continue a text."),
+    "ask": Verb("keifu.cli.ask:command", USE, "Ask about documents, however long."),
     "models": Verb("keifu.cli.models:app", RUN, "Pull, list, show and remove models."),
     "convert": Verb("keifu.cli.convert:command", CHANGE, "Another format or type, checked."),
     "embed": Verb("keifu.cli.embed:command", USE, "Turn texts into vectors."),

@@ -1,0 +1,1 @@
+"""Finding the texts that a question needs: retrievers, and what is remembered of a user."""
