@@ -124,7 +124,8 @@ def command(
     The first line printed is the address; a curl and a Python snippet follow. Ctrl-C lets running
     requests end; a second Ctrl-C does not.
     """
-    missing = [m for m in ("uvicorn", "starlette", "pydantic") if not importlib.util.find_spec(m)]
+    needed = ("uvicorn", "httptools", "starlette", "pydantic")
+    missing = [module for module in needed if not importlib.util.find_spec(module)]
     if missing:
         raise KeifuError(f"serving needs {', '.join(missing)}: pip install 'keifu[serve]'")
     from keifu.server.app import service

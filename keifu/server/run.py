@@ -15,6 +15,7 @@ from starlette.types import ASGIApp
 from keifu.core.errors import KeifuError
 from keifu.server.app import build
 from keifu.server.endpoint import Service
+from keifu.server.protocol import Protocol
 from keifu.server.settings import Access
 
 
@@ -92,7 +93,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http="h11",
+                http=Protocol,
                 ws="none",
                 lifespan="on",
                 log_config=None,

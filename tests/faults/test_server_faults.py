@@ -112,6 +112,70 @@ def test_17_a_client_that_leaves_in_mid_body(house: Running) -> None:
     house.still_good()
 
 
+START = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+MANY = "".join(f"x-{i}: {'v' * 200}\r\n" for i in range(200))
+CHUNKED = START + "transfer-encoding: chunked\r\n\r\n"
+HEADS: dict[str, bytes] = {
+    "no HTTP": b"hello\r\n\r\n",
+    "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(64),
+    "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "an endless target": b"GET /" + b"a" * 100_000,
+    "an endless name": START.encode() + b"x" * 100_000,
+    "an endless value": START.encode() + b"x: " + b"y" * 100_000,
+    "a large value": f"{START}x: {'y' * 20_000}\r\ncontent-length: 0\r\n\r\n".encode(),
+    "many headers": f"{START}{MANY}content-length: 0\r\n\r\n".encode(),
+    "many trailers": f"{CHUNKED}1\r\n{{\r\n0\r\n{MANY}\r\n".encode(),
+    "a target that is none": b"GET \xff\xfe HTTP/1.1\r\nhost: localhost\r\n\r\n",
+    "a NUL": f"{START}x: a\0b\r\ncontent-length: 0\r\n\r\n".encode(),
+    "a name with a space": f"{START}x y: a\r\ncontent-length: 0\r\n\r\n".encode(),
+    "a length below 0": f"{START}content-length: -1\r\n\r\n".encode(),
+    "two lengths": f"{START}content-length: 2\r\ncontent-length: 3\r\n\r\n{{}}".encode(),
+    "a length and chunks": f"{CHUNKED[:-2]}content-length: 2\r\n\r\n{{}}".encode(),
+    "a chunk of no size": f"{CHUNKED}zz\r\n".encode(),
+    "a chunk of 2 ** 80": f"{CHUNKED}{2**80:x}\r\n".encode(),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_17_heads(house: Running, name: str) -> None:
+    """Refused with 400, in one piece or in many, and the connection is closed."""
+    for piece in (len(HEADS[name]), 1000):
+        with socket.create_connection(("127.0.0.1", int(house.url.rsplit(":")[-1]))) as client:
+            client.settimeout(2)
+            told = b""
+            try:
+                for at in range(0, len(HEADS[name]), piece):
+                    client.sendall(HEADS[name][at : at + piece])
+                while found := client.recv(4096):
+                    told += found
+            except ConnectionError:  # closed while more was on its way
+                pass
+            assert told.split(b"\r\n")[0].startswith((b"HTTP/1.1 400 ", b"")[not told :])
+            assert b"Traceback" not in told
+        house.wait(lambda: house.gate.admitted == 0)
+    house.still_good()
+
+
+def test_17_heads_of_an_honest_size(house: Running) -> None:
+    """Long cookies pass, as do several requests on one connection and a client that asks first."""
+    body = json.dumps({"messages": USER})
+    one = f"{START}cookie: {'c' * 12_000}\r\ncontent-length: {len(body)}\r\n\r\n{body}".encode()
+    with socket.create_connection(("127.0.0.1", int(house.url.rsplit(":")[-1]))) as client:
+        client.settimeout(5)
+        client.sendall(one * 3)
+        told = b""
+        while told.count(b"HTTP/1.1 200 ") < 3:
+            told += client.recv(65536)
+        head = f"{START}expect: 100-continue\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+        while told.count(b"chat.completion") < 3:
+            told += client.recv(65536)
+        client.sendall(head)
+        assert client.recv(4096).startswith(b"HTTP/1.1 100 ")
+        client.sendall(body.encode())
+        assert client.recv(4096).startswith(b"HTTP/1.1 200 ")
+    house.still_good()
+
+
 PARAMETERS = [
     ("max_tokens", -1),
     ("max_tokens", 2**40),
