@@ -2,7 +2,11 @@
  *
  * A span goes through its slots in chunks: scores of all heads that share the keys, then values. */
 
-enum { HEADS = 4 /* query heads that share one walk through keys and values */, AHEAD = 16 /* slots */ };
+enum {
+    HEADS = 4,           /* query heads that share one walk through keys and values */
+    BUNDLE = 16,         /* query heads that go through a past together */
+    AHEAD = 2 * LANES,   /* slots that are fetched before they are read */
+};
 
 /* Keys and values are read 2 * LANES elements at a time. In bfloat16 the two vectors that come out
  * hold the even and the odd elements; queries and sums are kept in the same order. */
@@ -79,15 +83,9 @@ typedef struct {
     const float *queries;     /* (heads, line), scaled, in the order of load_pair */
     float *scores;            /* (heads, KF_CHUNK) */
     float *sums;              /* (heads, line) */
-    const uint8_t **slots;    /* (KF_CHUNK) where each key or value begins */
-    const uint8_t **next;     /* the values, fetched while the keys are read */
+    const uint8_t **slots;    /* (KF_CHUNK) where the keys or values of a slot begin */
+    size_t offset;            /* of these heads' in a slot */
 } chunk;
-
-/* Pages scatter a head's keys, and no hardware guesses where the next one is. */
-INLINE void fetch(const uint8_t *at, int bytes)
-{
-    for (int i = 0; i < bytes; i += 64) __builtin_prefetch(at + i);
-}
 
 /* The products of four keys, LANES / 4 slots apart, folded once or twice: one vector a head. */
 INLINE void score_four(const int wide, const int H, const int width, const chunk *c, int first,
@@ -97,10 +95,8 @@ INLINE void score_four(const int wide, const int H, const int width, const chunk
     const uint8_t *keys[4];
     vf dots[HEADS][4];
     for (int i = 0; i < 4; i++) {
-        int slot = first + i * (LANES / 4), later = slot + AHEAD;
-        keys[i] = c->slots[slot < count ? slot : count - 1];
-        if (slot < count) fetch(c->next[slot], width * (wide ? 4 : 2));
-        if (later < count) fetch(c->slots[later], width * (wide ? 4 : 2));
+        int slot = first + i * (LANES / 4);
+        keys[i] = c->slots[slot < count ? slot : count - 1] + c->offset;
         for (int h = 0; h < H; h++) dots[h][i] = (vf){0};
     }
     for (int p = 0; p < row / (2 * LANES); p++) {
@@ -119,23 +115,20 @@ INLINE void score_four(const int wide, const int H, const int width, const chunk
         out[h * (LANES / 4)] = FOLD_4(FOLD_2(dots[h][0], dots[h][2]), FOLD_2(dots[h][1], dots[h][3]));
 }
 
-/* scores[h][s] = queries[h] . keys[s] for `count` slots, padded up to whole vectors. */
-INLINE void score_chunk(const int wide, const int H, const int width, const chunk *c, int count)
+/* scores[h][s] = queries[h] . keys[s] for LANES slots from `s` on, those below `count`. */
+INLINE void score_some(const int wide, const int H, const int width, const chunk *c, int s, int count)
 {
-    for (int s = 0; s < count; s += LANES) {
-        vf folded[HEADS * (LANES / 4)];
-        for (int j = 0; j < LANES / 4; j++)
-            score_four(wide, H, width, c, s + j, count, folded + j);
-        for (int h = 0; h < H; h++) {
-            const vf *v = folded + h * (LANES / 4);
-            store(c->scores + h * KF_CHUNK + s, FOLD_REST(v));
-        }
+    vf folded[HEADS * (LANES / 4)];
+    for (int j = 0; j < LANES / 4; j++) score_four(wide, H, width, c, s + j, count, folded + j);
+    for (int h = 0; h < H; h++) {
+        const vf *v = folded + h * (LANES / 4);
+        store(c->scores + h * KF_CHUNK + s, FOLD_REST(v));
     }
 }
 
 /* sums[h] += scores[h][s] * values[s], `at` pairs from pair `first` on. */
 INLINE void add_values(const int wide, const int H, const int width, const int at, const chunk *c,
-                       int first, int count)
+                       int first, int s, int count)
 {
     size_t step = wide ? 8 * LANES : 4 * LANES;
     int row = line_of(width);
@@ -143,11 +136,11 @@ INLINE void add_values(const int wide, const int H, const int width, const int a
     for (int h = 0; h < H; h++)
         for (int i = 0; i < 2 * at; i++)
             sums[h][i] = load(c->sums + h * row + (2 * first + i) * LANES);
-    for (int s = 0; s < count; s++) {
+    for (; s < count; s++) {
         for (int p = 0; p < at; p++) {
             vf a, b;
             int left = width - (first + p) * 2 * LANES;
-            load_pair(wide, c->slots[s] + (first + p) * step, left, &a, &b);
+            load_pair(wide, c->slots[s] + c->offset + (first + p) * step, left, &a, &b);
             for (int h = 0; h < H; h++) {
                 float weight = c->scores[h * KF_CHUNK + s];
                 sums[h][2 * p] += a * weight;
@@ -160,32 +153,34 @@ INLINE void add_values(const int wide, const int H, const int width, const int a
             store(c->sums + h * row + (2 * first + i) * LANES, sums[h][i]);
 }
 
-INLINE void values_chunk(const int wide, const int H, const int width, const chunk *c, int count)
+INLINE void values_some(const int wide, const int H, const int width, const chunk *c, int s, int count)
 {
-    int p = 0, pairs = line_of(width) / (2 * LANES);
-    for (; p + 2 <= pairs; p += 2) add_values(wide, H, width, 2, c, p, count);
-    if (p < pairs) add_values(wide, H, width, 1, c, p, count);
+    int p = 0, pairs = line_of(width) / (2 * LANES), last = s + LANES < count ? s + LANES : count;
+    for (; p + 2 <= pairs; p += 2) add_values(wide, H, width, 2, c, p, s, last);
+    if (p < pairs) add_values(wide, H, width, 1, c, p, s, last);
 }
 
 /* The common head widths get loops of known length. */
 #define WALK(name, H, wide)                                                                      \
-    static void name##_##H##_##wide(const chunk *c, int count)                                   \
+    static void name##_##H##_##wide(const chunk *c, int s, int count)                            \
     {                                                                                            \
-        if (c->width == 64) name##_chunk(wide, H, 64, c, count);                         \
-        else if (c->width == 128) name##_chunk(wide, H, 128, c, count);                   \
-        else name##_chunk(wide, H, c->width, c, count);                                          \
+        if (c->width == 64) name##_some(wide, H, 64, c, s, count);                               \
+        else if (c->width == 128) name##_some(wide, H, 128, c, s, count);                        \
+        else name##_some(wide, H, c->width, c, s, count);                                        \
     }
 #define WALKS(name) WALK(name, 1, 0) WALK(name, 2, 0) WALK(name, 3, 0) WALK(name, 4, 0)          \
     WALK(name, 1, 1) WALK(name, 2, 1) WALK(name, 3, 1) WALK(name, 4, 1)
 WALKS(score) WALKS(values)
 
-static void walk(int values, int wide, const chunk *c, int count)
+typedef void (*walker)(const chunk *, int, int);
+
+static walker walker_of(int values, int wide, int heads)
 {
 #define ROW(name, wide) {name##_1_##wide, name##_2_##wide, name##_3_##wide, name##_4_##wide}
-    static void (*const table[2][2][4])(const chunk *, int) = {
+    static const walker table[2][2][4] = {
         {ROW(score, 0), ROW(score, 1)}, {ROW(values, 0), ROW(values, 1)}};
 #undef ROW
-    table[values][wide][c->heads - 1](c, count);
+    return table[values][wide][heads - 1];
 }
 
 /* Softmax so far: scores become weights, and what was summed before shrinks to the new maximum. */
@@ -229,15 +224,15 @@ typedef struct {
     const kf_op *op;
     kf_view view;
     const int32_t *pages;
-    int length, group; /* of the row; which kv head */
+    int length; /* of the row */
 } past;
 
-/* Where `count` keys and values from index `base` of the view lie, and how far back they are. */
+/* Where the keys and values of `count` slots from index `base` of the view lie, and how far back. */
 static void locate(const past *p, int base, int count, const uint8_t **keys,
                    const uint8_t **values, float *distance)
 {
     const kf_op *op = p->op;
-    size_t bytes = (size_t)op->width * (op->flags & KF_FLOAT ? 4 : 2), slot_bytes = bytes * op->kv_heads;
+    size_t slot_bytes = (size_t)op->width * (op->flags & KF_FLOAT ? 4 : 2) * op->kv_heads;
     int page = 1 << op->page_shift;
     for (int s = 0; s < count;) {
         int index = base + s, early = index < p->view.sinks;
@@ -246,7 +241,7 @@ static void locate(const past *p, int base, int count, const uint8_t **keys,
         if (early && run > p->view.sinks - index) run = p->view.sinks - index;
         if (run > count - s) run = count - s;
         size_t slot = ((size_t)p->pages[at >> op->page_shift] << op->page_shift) + (at & (page - 1));
-        size_t offset = slot * slot_bytes + p->group * bytes;
+        size_t offset = slot * slot_bytes;
         for (int i = 0; i < run; i++, offset += slot_bytes) {
             keys[s + i] = (const uint8_t *)op->keys + offset;
             values[s + i] = (const uint8_t *)op->values + offset;
@@ -257,47 +252,104 @@ static void locate(const past *p, int base, int count, const uint8_t **keys,
     for (int s = count; s % LANES; s++) distance[s] = 0;
 }
 
-/* Indices [from, to) of a past for up to HEADS query heads, from `head` on. */
-static void attend_heads(const past *p, const float *q, int head, int heads, int from, int to,
+/* Heads that are worked on together: what a slot holds for them lies in one piece. */
+typedef struct {
+    int head, heads, groups; /* from which on, how many query and key heads */
+    size_t offset, bytes;    /* of their keys in a slot */
+} bundle;
+
+static int bundles_of(const kf_op *op)
+{
+    int share = op->heads / op->kv_heads, groups = BUNDLE / share > 0 ? BUNDLE / share : 1;
+    int each = share <= BUNDLE ? 1 : (share + BUNDLE - 1) / BUNDLE; /* bundles of a group */
+    return (op->kv_heads + groups - 1) / groups * each;
+}
+
+static bundle bundle_at(const kf_op *op, int number)
+{
+    int share = op->heads / op->kv_heads, groups = BUNDLE / share > 0 ? BUNDLE / share : 1;
+    size_t bytes = (size_t)op->width * (op->flags & KF_FLOAT ? 4 : 2);
+    if (share > BUNDLE) {
+        int each = (share + BUNDLE - 1) / BUNDLE, part = number % each * BUNDLE;
+        int group = number / each, heads = share - part < BUNDLE ? share - part : BUNDLE;
+        return (bundle){group * share + part, heads, 1, group * bytes, bytes};
+    }
+    int first = number * groups;
+    if (groups > op->kv_heads - first) groups = op->kv_heads - first;
+    return (bundle){first * share, groups * share, groups, first * bytes, groups * bytes};
+}
+
+/* The next slots' memory, to the second cache: what reads them jumps from head to head, which no
+ * hardware foresees, and the first cache has too few lines under way for so many. */
+INLINE void fetch(const uint8_t *const *slots, int from, int count, const bundle *b)
+{
+    for (int s = from; s < from + LANES && s < count; s++)
+        for (size_t i = 0; i < b->bytes; i += 64) __builtin_prefetch(slots[s] + b->offset + i, 0, 2);
+}
+
+/* One pass over a chunk's keys or values, LANES slots at a time, each for all heads. */
+static void walk(int values, int wide, const bundle *b, const chunk *parts, int count,
+                 const uint8_t *const *after, int later)
+{
+    const uint8_t **slots = parts[0].slots;
+    int whole = (count + LANES - 1) / LANES * LANES;
+    for (int s = 0; s < count; s += LANES) {
+        int ahead = s + AHEAD - whole; /* in what comes after this pass */
+        if (ahead < 0) fetch(slots, s + AHEAD, count, b);
+        else fetch(after, ahead, later, b);
+        for (int done = 0, i = 0; done < b->heads; done += parts[i++].heads)
+            walker_of(values, wide, parts[i].heads)(parts + i, s, count);
+    }
+}
+
+/* Indices [from, to) of a past for the heads of a bundle. */
+static void attend_heads(const past *p, const float *q, const bundle *b, int from, int to,
                          float *const *out)
 {
     const kf_op *op = p->op;
-    int wide = !!(op->flags & KF_FLOAT), line = line_of(op->width);
-    float queries[HEADS * KF_WIDEST], sums[HEADS * KF_WIDEST], scores[HEADS * KF_CHUNK];
-    float maxima[HEADS], totals[HEADS] = {0}, distance[KF_CHUNK];
+    int wide = !!(op->flags & KF_FLOAT), line = line_of(op->width), share = b->heads / b->groups;
+    size_t each = b->bytes / b->groups;
+    float queries[BUNDLE * KF_WIDEST], sums[BUNDLE * KF_WIDEST], scores[BUNDLE * KF_CHUNK];
+    float maxima[BUNDLE], totals[BUNDLE] = {0}, distance[KF_CHUNK];
     const uint8_t *keys[KF_CHUNK], *values[KF_CHUNK];
-    chunk c = {heads, line, op->width, queries, scores, sums, keys, values};
-    memset(sums, 0, heads * line * sizeof(float));
-    for (int h = 0; h < heads; h++) {
+    chunk parts[BUNDLE];
+    memset(sums, 0, b->heads * line * sizeof(float));
+    for (int h = 0; h < b->heads; h++) {
         maxima[h] = -INFINITY;
-        to_pairs(wide, q + (head + h) * op->width, op->width, op->scale, line, queries + h * line);
+        to_pairs(wide, q + (b->head + h) * op->width, op->width, op->scale, line, queries + h * line);
+    }
+    int count = 0;
+    for (int h = 0, taken; h < b->heads; h += taken) {
+        taken = share - h % share < HEADS ? share - h % share : HEADS;
+        parts[count++] = (chunk){taken, line, op->width, queries + h * line, scores + h * KF_CHUNK,
+                                 sums + h * line, keys, b->offset + h / share * each};
     }
     for (int base = from; base < to; base += KF_CHUNK) {
-        int count = to - base < KF_CHUNK ? to - base : KF_CHUNK;
-        locate(p, base, count, keys, values, distance);
-        for (int s = 0; s < AHEAD && s < count; s++) fetch(keys[s], op->width * (wide ? 4 : 2));
-        c.slots = keys;
-        walk(0, wide, &c, count);
-        weigh(op, &c, count, head, distance, maxima, totals);
-        c.slots = values;
-        walk(1, wide, &c, count);
+        int n = to - base < KF_CHUNK ? to - base : KF_CHUNK;
+        locate(p, base, n, keys, values, distance);
+        if (base == from)
+            for (int s = 0; s < AHEAD; s += LANES) fetch(keys, s, n, b);
+        for (int i = 0; i < count; i++) parts[i].slots = keys;
+        walk(0, wide, b, parts, n, values, n);
+        chunk all = {b->heads, line, op->width, queries, scores, sums, keys, 0};
+        weigh(op, &all, n, b->head, distance, maxima, totals);
+        for (int i = 0; i < count; i++) parts[i].slots = values;
+        walk(1, wide, b, parts, n, keys, 0);
     }
-    for (int h = 0; h < heads; h++) {
+    for (int h = 0; h < b->heads; h++) {
         out[h][0] = maxima[h], out[h][1] = totals[h];
         memcpy(out[h] + KF_HEAD, sums + h * line, line * sizeof(float));
     }
 }
 
-static void attend_span(const kf_op *op, const kf_step *step, int row, int group, int span)
+static void attend_span(const kf_op *op, const kf_step *step, int row, int number, int span)
 {
-    past p = {op, kf_visible(op, step, row), NULL, step->lengths[row], group};
+    past p = {op, kf_visible(op, step, row), NULL, step->lengths[row]};
     p.pages = step->tables[op->table] + step->owners[row] * step->table_strides[op->table];
-    int size = kf_span(p.view.seen), from = span * size, share = op->heads / op->kv_heads;
+    int size = kf_span(p.view.seen), from = span * size;
     int to = from + size < p.view.seen ? from + size : p.view.seen;
-    for (int first = 0; first < share; first += HEADS) {
-        int heads = share - first < HEADS ? share - first : HEADS, head = group * share + first;
-        float *out[HEADS];
-        for (int h = 0; h < heads; h++) out[h] = partial_at(op, row, head + h, span);
-        attend_heads(&p, op->in + row * op->in_stride, head, heads, from, to, out);
-    }
+    bundle b = bundle_at(op, number);
+    float *out[BUNDLE];
+    for (int h = 0; h < b.heads; h++) out[h] = partial_at(op, row, b.head + h, span);
+    attend_heads(&p, op->in + row * op->in_stride, &b, from, to, out);
 }

@@ -15,23 +15,25 @@ INLINE int spans_of(const kf_op *op, const kf_step *step, int row)
 static void attend(const kf_op *op, const kf_step *step, const kf_worker *worker)
 {
     int64_t total = 0, passed = 0, from, to;
+    int bundles = bundles_of(op);
     for (int row = 0; row < step->rows; row++)
-        total += (int64_t)kf_visible(op, step, row).seen * op->kv_heads;
+        total += (int64_t)kf_visible(op, step, row).seen * (in_run(step, row) ? op->kv_heads : bundles);
     kf_share(total, worker, &from, &to);
     for (int row = 0, rows; row < step->rows; row += rows) {
         int64_t seen = 0;
         rows = together(step, row);
         for (int r = row; r < row + rows; r++) seen += kf_visible(op, step, r).seen;
-        int size = in_run(step, row) ? (int)seen : kf_span((int)seen);
-        for (int group = 0; group < op->kv_heads; group++) {
+        int run = in_run(step, row), parts = run ? op->kv_heads : bundles;
+        int size = run ? (int)seen : kf_span((int)seen);
+        for (int part = 0; part < parts; part++) {
             for (int span = 0; (int64_t)span * size < seen; span++) {
-                int64_t begin = passed + group * seen + (int64_t)span * size;
+                int64_t begin = passed + part * seen + (int64_t)span * size;
                 if (begin < from || begin >= to) continue;
-                if (in_run(step, row)) attend_rows(op, step, row, rows, group);
-                else attend_span(op, step, row, group, span);
+                if (run) attend_rows(op, step, row, rows, part);
+                else attend_span(op, step, row, part, span);
             }
         }
-        passed += seen * op->kv_heads;
+        passed += seen * parts;
     }
 }
 

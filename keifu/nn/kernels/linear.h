@@ -50,7 +50,7 @@ INLINE void dot_group(const int format, const int R, const uint8_t *group, kf_la
     for (int b = 0; b < blocks; b++) {
         vu w[8];
         if (ahead) /* the next group's bytes, a block's part at a time: nothing else fetches them */
-            for (size_t i = 0; i < each; i += 64) __builtin_prefetch(ahead + b * each + i);
+            for (size_t i = 0; i < each; i += 64) __builtin_prefetch(ahead + b * each + i, 0, 2);
         if (format == KF_Q8_0) codes_8(codes + (size_t)b * 512, w);
         else if (format == KF_Q6_K) codes_6(codes + (size_t)b * 256, high + (size_t)b * 128, w);
         else codes_4(codes + (size_t)b * 256, w);

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from keifu.core.errors import KeifuError
-from keifu.nn.kernels import native
+from keifu.nn.kernels import arena, native
 from keifu.nn.kernels.formats import Packed
 
 CODES: Mapping[str, int] = {"q4_0": 2, "q4_1": 3, "q8_0": 8, "q4_k": 12, "q6_k": 14}
@@ -83,7 +83,7 @@ def tile(
         raise KeifuError(f"no kernel for {weight.format.name}: use one of {', '.join(CODES)}")
     (rows, cols), code = weight.shape, CODES[weight.format.name]
     size = tiled_bytes(weight)
-    out = torch.empty(size, dtype=torch.uint8) if into is None else into
+    out = arena.take(size) if into is None else into
     if out.dtype != torch.uint8 or out.numel() != size or not out.is_contiguous():
         raise ValueError(f"tiling needs {size} bytes in one piece, not {tuple(out.shape)}")
     if out.data_ptr() % 64:
