@@ -23,6 +23,7 @@ from keifu.inference.request import Sampling
 from keifu.lm.budget import Policy
 
 if TYPE_CHECKING:
+    from keifu.cli.remembering import Remembering
     from keifu.lm.base import LM
 
 SAMPLING = Fields(
@@ -54,6 +55,11 @@ class Manner:
     """What to do when the context is full (default: `error` for one question, `drop-oldest` in a
     conversation; `summarise` keeps a summary of what is dropped; `parts` answers a long text piece
     by piece)"""
+    memory: str | None = field(default=None, metadata={"option": Option(metavar="USER")})
+    """Put what is remembered of USER into the prompts (/remember, /memories, /forget; with --list
+    or `keifu list memories` it is shown)"""
+    embedder: str | None = None
+    """What compares memories: a model that embeds, or `none`: words (default: minilm-l6-v2)"""
     quiet: bool = field(default=False, metadata={"option": Option("-q", "--quiet")})
     """Nothing but the answer"""
 
@@ -73,9 +79,31 @@ def command(
 
     In a prompt `-` stands for standard input and `@file` attaches a text file.
     """
-    if listed:
-        _list(as_object)
-        return
+    remembering = None
+    if manner.memory is not None:
+        from keifu.cli.remembering import Remembering
+
+        remembering = Remembering(manner.memory, manner.embedder, options)
+    try:
+        if listed:
+            _list(as_object, remembering)
+        else:
+            _talk(words, options, sampling, manner, remembering, as_object)
+    finally:
+        if remembering:
+            remembering.close()
+
+
+def _talk(
+    words: tuple[str, ...],
+    options: ModelOptions,
+    sampling: dict[str, Any],
+    manner: Manner,
+    remembering: Remembering | None,
+    as_object: bool,
+) -> None:
+    """One answer if there is a prompt, else a conversation."""
+    memory = remembering.memory if remembering else None
     words, talk = _conversation(words, manner, options)
     prompt = gather.gather(words)
     if not prompt.strip():
@@ -88,6 +116,7 @@ def command(
             talk,
             sampling,
             policy=manner.overflow or "drop-oldest",
+            memory=memory,
             keep=manner.keep,
             stream=manner.stream,
             quiet=manner.quiet,
@@ -99,6 +128,7 @@ def command(
     loaded = time.perf_counter() - start
     try:
         dialogue = Dialogue(lm, talk, sampling)
+        dialogue.memory = memory
         if (manners := untaught(lm)) and not manner.quiet:
             note(manners)
         _once(dialogue, prompt, loaded, manner, as_object)
@@ -162,7 +192,15 @@ def _conversation(
     return words, talk
 
 
-def _list(as_object: bool) -> None:
+def _list(as_object: bool, remembering: Remembering | None) -> None:
+    """The saved conversations, or what is remembered of a user."""
+    if remembering:
+        from keifu.cli.remembering import as_json as of_memories
+        from keifu.cli.remembering import shown
+
+        memories = remembering.memory.all()
+        print(json.dumps(of_memories(remembering.user, memories)) if as_object else shown(memories))
+        return
     rows = store.listing()
     if as_object:
         print(json.dumps({"schema_version": store.SCHEMA, "conversations": rows}))

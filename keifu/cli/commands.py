@@ -17,6 +17,7 @@ from keifu.inference.request import Sampling
 
 if TYPE_CHECKING:
     from keifu.cli.session import Session
+    from keifu.retrieval.memory import Memory
 
 
 class Leave(Exception):
@@ -147,6 +148,37 @@ def _set(session: Session, rest: str) -> None:
     note(f"{name}: {session.sampling[name]}")
 
 
+def _remember(session: Session, rest: str) -> None:
+    if not rest:
+        raise KeifuError("/remember TEXT: what?")
+    note(f"remembered as {_memory(session).add(rest)}")
+
+
+def _memories(session: Session, rest: str) -> None:
+    from keifu.cli.remembering import shown
+
+    memory = _memory(session)
+    note(shown(memory.search(rest, 20) if rest else memory.all()))
+
+
+def _forget(session: Session, rest: str) -> None:
+    memory = _memory(session)
+    if rest == "all":
+        ids = [one.id for one in memory.all()]
+    elif rest.isascii() and rest.isdigit() and len(rest) < 10:
+        ids = [int(rest)]
+    else:
+        raise KeifuError("/forget ID, or /forget all: /memories shows the ids")
+    gone = memory.forget(*ids)
+    note(f"forgotten: {gone} memor{'y' if gone == 1 else 'ies'}")
+
+
+def _memory(session: Session) -> Memory:
+    if session.memory is None:
+        raise KeifuError("nothing is remembered in this chat: begin it with --memory USER")
+    return session.memory
+
+
 def _checked(name: str, value: str) -> dict[str, Any]:
     """A setting from its text, by the type and the bounds that `Sampling` declares."""
     hint = typing.get_type_hints(Sampling)[name]
@@ -181,6 +213,9 @@ COMMANDS = {
     "tokens": Command("", "how full the context is", _tokens),
     "set": Command("[NAME [VALUE]]", "change how tokens are chosen: temperature 0.3", _set),
     "model": Command("[NAME]", "show the model, or talk to another one", _model),
+    "remember": Command("TEXT", "keep something about you (--memory USER)", _remember),
+    "memories": Command("[QUERY]", "what is remembered of you", _memories),
+    "forget": Command("ID", "remove a memory for good (all: every one)", _forget),
     "save": Command("[NAME]", "save the conversation", _save),
     "load": Command("[ID]", "go on with a saved conversation (the latest)", _load),
     "list": Command("", "list the saved conversations", _list),

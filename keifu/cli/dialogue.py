@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from keifu.inference.stream import Stream
     from keifu.lm.base import LM
     from keifu.lm.summary import Summariser
+    from keifu.retrieval.memory import Memory, Remembered
 
 BASE_TOKENS = 256
 """Most tokens of a base model's completion unless the user says: it has no way to stop."""
@@ -30,6 +31,10 @@ class Dialogue:
         self.summary_tokens, self.note = 0, ""
         """Tokens of the summary that stood for them, or why there is none."""
         self._summary: Summariser | None = None
+        self.memory: Memory | None = None
+        """What is remembered of the user; what a question asks for goes into its prompt."""
+        self.recalled: list[Remembered] = []
+        """What of it the last request was given."""
 
     def ask(
         self, question: str, write: Callable[[str], None], *, policy: Policy, stoppable: bool
@@ -108,7 +113,7 @@ class Dialogue:
 
     def _fitted(self, budget: Budget) -> tuple[Fitted, ...]:
         """What is sent, one part or several, as the policy has it."""
-        messages = self.conversation.prompt()
+        messages = self._recalled(self.conversation.prompt())
         if self.lm.has_template:
             count: Count = self.lm.count_tokens
             bound = upper_bound(messages)
@@ -125,6 +130,18 @@ class Dialogue:
         if budget.policy == "summarise":
             return (self._summariser().fit(budget, messages, count),)
         return (budget.fit(messages, count),)
+
+    def _recalled(self, messages: list[Message]) -> list[Message]:
+        """The messages with what is remembered for the last of them."""
+        if self.memory is None:
+            return messages
+        if not self.lm.has_template:
+            raise KeifuError(f"{self.lm.name} takes no notes: --memory is for chat models")
+        from keifu.prompting.memory import SHARE, recalled
+
+        most = int(self.lm.context * SHARE)
+        messages, self.recalled = recalled(self.memory, messages, self.lm.count_tokens, most)
+        return messages
 
     def _summariser(self) -> Summariser:
         if not self.lm.has_template:

@@ -28,7 +28,7 @@ FOLDERS = {
     "optimizers": "keifu.training.optimizers",
 }
 """Kinds that are a folder of modules, one a name (see core/registry.py)."""
-KINDS = ("systems", "areas", "models", "published", *FOLDERS)
+KINDS = ("systems", "areas", "models", "published", "memories", *FOLDERS)
 
 
 def listing(
@@ -143,6 +143,10 @@ def _rows(kind: str) -> list[dict[str, Any]]:
             for row in known.values()
             if row.model
         ]
+    if kind == "memories":
+        from keifu.cli.remembering import listing as memories
+
+        return memories()
     if kind in FOLDERS:
         found = _modules(FOLDERS[kind])
         return [{"name": name, "about": _about(path)} for name, path in found.items()]

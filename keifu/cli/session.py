@@ -19,6 +19,7 @@ from keifu.core.errors import KeifuError
 if TYPE_CHECKING:
     from keifu.lm.base import LM
     from keifu.lm.budget import Policy
+    from keifu.retrieval.memory import Memory
 
 
 class Session:
@@ -31,12 +32,13 @@ class Session:
         sampling: Mapping[str, Any],
         *,
         policy: Policy = "drop-oldest",
+        memory: Memory | None = None,
         keep: bool = True,
         stream: bool = True,
         quiet: bool = False,
     ) -> None:
         self.options, self.conversation, self.sampling = options, conversation, dict(sampling)
-        self.policy = policy
+        self.policy, self.memory = policy, memory
         self.keep, self.stream, self.quiet = keep, stream, quiet
         self._opening: _Opening | None = None
         self._dialogue: Dialogue | None = None
@@ -95,6 +97,8 @@ class Session:
         finally:
             out.end()
         self._tell_dropped()
+        if dialogue.recalled and not self.quiet:
+            render.note("remembered: " + ", ".join(str(one.id) for one in dialogue.recalled))
         if answer.completion.finish == "cancelled":
             render.note("stopped")
         elif cut := ended(answer, self.sampling.get("max_tokens")):
@@ -116,6 +120,7 @@ class Session:
             if (manners := untaught(lm)) and not self.quiet:
                 render.note(manners)
             self._dialogue = Dialogue(lm, self.conversation, self.sampling)
+            self._dialogue.memory = self.memory
         self._dialogue.conversation, self._dialogue.sampling = self.conversation, self.sampling
         return self._dialogue
 
