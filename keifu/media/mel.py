@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from keifu.core.errors import ConfigError, KeifuError
+from keifu.media.resample import resampled
 from keifu.media.wav import Sound
 
 SCALES = ("slaney", "htk")
@@ -84,16 +85,12 @@ class MelSpectrogram:
         return samples // self.hop
 
     def __call__(self, sound: Sound) -> Tensor:
-        """The frames of a sound: (frames, bins) float32.
+        """The frames of a sound, of any rate: (frames, bins) float32.
 
         Raises:
-            KeifuError: the sound has another rate, or is shorter than one frame.
+            KeifuError: the sound is shorter than one frame, or its rate cannot be converted.
         """
-        if sound.rate != self.rate:
-            raise KeifuError(
-                f"the sound has {sound.rate} Hz and the model hears {self.rate}: convert it "
-                f"(ffmpeg -i IN.wav -ar {self.rate} OUT.wav)"
-            )
+        sound = resampled(sound, self.rate)
         count, half = sound.samples.shape[0], self.window // 2
         if self.frames(count) < 1:
             raise KeifuError(f"the sound has {count} samples; a frame needs {self.hop}")

@@ -14,7 +14,8 @@ from keifu.core.errors import KeifuError
 from keifu.families import families, save_model
 from keifu.inference.ctc import best_path, prefix_search
 from keifu.inference.transcribe import Transcriber, load_transcriber
-from keifu.media.wav import Sound, write_wav
+from keifu.media.resample import resampled
+from keifu.media.wav import Sound, read_wav, write_wav
 from keifu.nn.stack import StackModule
 from keifu.nn.step import fresh_step
 from keifu.text.letters import letters
@@ -32,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     here = save_model(tmp_path_factory.mktemp("speech") / "m", family, model, TOKENIZER)
     samples = torch.randn(4000, generator=torch.Generator().manual_seed(2)).clamp(-3, 3) / 4
     write_wav(here / "noise.wav", Sound(samples=samples, rate=8000))
-    write_wav(here / "high.wav", Sound(samples=samples, rate=16000))
+    write_wav(here / "wild.wav", Sound(samples=samples, rate=767_999))
     return here
 
 
@@ -40,8 +41,6 @@ def test_the_text_is_that_of_the_models_labels(folder: Path) -> None:
     model = load_transcriber(folder)
     found = model.transcribe_file(folder / "noise.wav")
     assert found.seconds == 0.5
-    from keifu.media.wav import read_wav
-
     frames = families["rnn-speech"].tiny().mel()(read_wav(folder / "noise.wav"))  # type: ignore[attr-defined]
     assert frames.shape == (25, 16)
     with torch.no_grad():
@@ -56,8 +55,6 @@ def test_the_text_is_that_of_the_models_labels(folder: Path) -> None:
 
 
 def test_a_language_model_changes_what_is_written(folder: Path) -> None:
-    from keifu.media.wav import read_wav
-
     model, sound = load_transcriber(folder), read_wav(folder / "noise.wav")
     plain = model.transcribe(sound, beams=8)
     terse = model.transcribe(sound, beams=8, extend=lambda prefix, label: -8.0)
@@ -79,8 +76,21 @@ def test_the_command_prints_text_or_json(folder: Path, capsys: pytest.CaptureFix
     assert said["seconds"] == 0.5
 
 
+@pytest.mark.parametrize("rate", [11025, 44100, 48000])
+def test_a_file_at_another_rate(folder: Path, rate: int, tmp_path: Path) -> None:
+    """What is heard is the sound at the model's own rate."""
+    high = resampled(read_wav(folder / "noise.wav"), rate)
+    write_wav(tmp_path / "high.wav", high)
+    model = load_transcriber(folder)
+    found = model.transcribe_file(tmp_path / "high.wav")
+    assert found.seconds == pytest.approx(0.5, abs=1 / rate)
+    back = resampled(read_wav(tmp_path / "high.wav"), 8000)
+    assert found.labels == model.transcribe(back).labels
+    assert model.log_probs(high).shape == (25, 20)
+
+
 BAD = {
-    "another rate": (["high.wav"], 1, "16000 Hz and the model hears 8000"),
+    "a wild rate": (["wild.wav"], 1, "767999 Hz, which is no simple ratio to the model's 8000"),
     "no file": (["none.wav"], 1, "cannot read"),
     "no sound": (["config.json"], 1, "not a WAV file"),
     "too long": (["noise.wav", "--longest", "0.25"], 1, "more than 0.25: cut it in pieces"),
