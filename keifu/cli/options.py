@@ -7,8 +7,8 @@
     ) -> None:
 
 Types: str, int, float, bool (a switch), Path, Literal (a choice), any of them `| None`, and
-`tuple[X, ...]` (an option given several times, or all remaining arguments). `Fields` makes one
-option of each named field of a dataclass and hands over those that were given, already checked by
+`tuple[X, ...]` (an option given several times, all remaining arguments, or, where a field's
+metadata says "commas", one word such as 1,2,4). `Fields` makes one option of each named field of a dataclass and hands over those that were given, already checked by
 the dataclass itself. Built on click; typer does the same at 0.2 s a start.
 """
 
@@ -49,9 +49,10 @@ class Option:
         max: float | None = None,
         optional_value: str | None = None,
         hidden: bool = False,
+        commas: bool = False,
     ) -> None:
         self.names, self.help, self.metavar, self.hidden = names, help, metavar, hidden
-        self.min, self.max = min, max
+        self.min, self.max, self.commas = min, max, commas
         self.optional_value = optional_value
         """What the option is when it is given without a value; None: it needs one."""
 
@@ -102,6 +103,22 @@ class _Told(click.Option):
 
             self.help = " ".join(field_docs(self.owner)[str(self.name)].rstrip(".").split())
         return super().get_help_record(ctx)
+
+
+class _List(click.ParamType[Any]):
+    """Values in one word, with commas between them."""
+
+    def __init__(self, one: click.ParamType[Any]) -> None:
+        self.one, self.name = one, f"{one.name},..."
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[Any, ...]:
+        if isinstance(value, list | tuple):  # from the config file, or our own default
+            words = [str(word) for word in value]
+        else:
+            words = [word.strip() for word in str(value).split(",")]
+        return tuple(self.one.convert(word, param, ctx) for word in words)
 
 
 def command_from(function: Callable[..., Any], verb: str) -> click.Command:
@@ -176,10 +193,11 @@ def _option(
     """One option; of `owner`'s field if there is one, `partial` if its default is not ours."""
     kind = _kind(hint)
     names = mark.names or ("--" + name.replace("_", "-"),)
-    more: dict[str, Any] = _default(() if kind.multiple else default)
+    several = kind.multiple and not mark.commas
+    more: dict[str, Any] = _default(() if several else default)
     shown: bool | str = default not in (None, (), False, "", inspect.Parameter.empty)
     if partial:
-        more["default"] = () if kind.multiple else None
+        more["default"] = () if several else None
         shown = shown and f"the model's, else {default}"
     if mark.optional_value is not None:
         more |= {"is_flag": False, "flag_value": mark.optional_value}
@@ -188,10 +206,13 @@ def _option(
         if default is True and not any("/" in flag for flag in names):
             names = tuple(f"{n}/--no-{n[2:]}" if n.startswith("--") else n for n in names)
     else:
-        more["type"] = _type(kind.base, mark.min, mark.max)
+        one = _type(kind.base, mark.min, mark.max)
+        more["type"] = _List(one) if mark.commas else one
+    if mark.commas and shown:
+        shown = ",".join(f"{v:g}" if isinstance(v, float) else str(v) for v in default)
     option = _Told(
         [*names, name],
-        multiple=kind.multiple,
+        multiple=several,
         show_default=shown,
         help=mark.help,
         metavar=mark.metavar,
@@ -199,7 +220,7 @@ def _option(
         **more,
     )
     option.owner = owner
-    if not kind.multiple:
+    if not several:
         option.envvar = variables(verb, key(option))
     return option
 
@@ -219,7 +240,7 @@ def _of_fields(group: Fields, verb: str, partial: bool) -> list[click.Option]:
             name,
             hints[name],
             every[name].default,
-            every[name].metadata.get("option", Option()),
+            every[name].metadata.get("option", Option(commas="commas" in every[name].metadata)),
             verb,
             group.cls,
             partial,

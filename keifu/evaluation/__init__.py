@@ -1,0 +1,1 @@
+"""Evaluation: what models can do and what they cost, asked through the LM interface."""
