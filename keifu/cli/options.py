@@ -8,8 +8,9 @@
 
 Types: str, int, float, bool (a switch), Path, Literal (a choice), any of them `| None`, and
 `tuple[X, ...]` (an option given several times, all remaining arguments, or, where a field's
-metadata says "commas", one word such as 1,2,4). `Fields` makes one option of each named field of a dataclass and hands over those that were given, already checked by
-the dataclass itself. Built on click; typer does the same at 0.2 s a start.
+metadata says "commas", one word such as 1,2,4). `Fields` makes one option of each named field of a
+dataclass and hands over those that were given, already checked by the dataclass itself. Built on
+click; typer does the same at 0.2 s a start.
 """
 
 from __future__ import annotations

@@ -167,7 +167,7 @@ class Needle(Task):
     """
 
     name = "needle"
-    bounds = {"length": (5, _MOST), "depth": (0, 100)}
+    bounds: ClassVar[Mapping[str, tuple[int, int]]] = {"length": (5, _MOST), "depth": (0, 100)}
     kinds: int = 8
     """Symbols there are"""
     length: int = 64

@@ -79,13 +79,14 @@ def fitted(make: Callable[[int], str], count: Callable[[str], int], tokens: int,
         low, high = min(high, most), 2 * high
         if low == most:
             raise KeifuError(
-                f"the hay makes {counted(most)} tokens where {tokens} are asked: give a longer --hay"
+                f"the hay makes {counted(most)} tokens and {tokens} are asked: give a longer --hay"
             )
     high = min(high, most)
     while high - low > 1 and tokens not in (counted(low), counted(high)):
         share = (tokens - counted(low)) / (counted(high) - counted(low))
         size = min(max(low + round(share * (high - low)), low + 1), high - 1)
         low, high = (size, high) if counted(size) <= tokens else (low, size)
-    near = sorted(range(max(0, low - _NEAR), min(most, low + _NEAR) + 1), key=lambda n: abs(n - low))
-    exact = next((n for n in [high, *near] if counted(n) == tokens), None)
+    near = range(max(0, low - _NEAR), min(most, low + _NEAR) + 1)
+    tried = (high, *sorted(near, key=lambda size: abs(size - low)))
+    exact = next((size for size in tried if counted(size) == tokens), None)
     return make(max(n for n in known if known[n] <= tokens) if exact is None else exact)

@@ -63,7 +63,9 @@ class Ledger:
             else:
                 self._done[_key(record["cell"])] = dict(record["found"])
         except (ValueError, LookupError, TypeError) as wrong:
-            raise FormatError(f"{self.path}, line {number + 1} is no finished cell: {wrong}") from None
+            raise FormatError(
+                f"{self.path}, line {number + 1} is no finished cell: {wrong}"
+            ) from None
         if number == 0 and theirs != settings:
             other = [k for k in {**theirs, **settings} if theirs.get(k) != settings.get(k)]
             raise KeifuError(

@@ -38,9 +38,8 @@ def trained_on(subject: Subject, wanted: type[Task]) -> Task | None:
         return None
     task = task_of(subject.folder)
     if not isinstance(task, wanted):
-        raise KeifuError(
-            f"{subject.name} was trained on {task.name}: keifu probe {VERBS[task.name]} {subject.ref}"
-        )
+        ask = f"keifu probe {VERBS[task.name]} {subject.ref}"
+        raise KeifuError(f"{subject.name} was trained on {task.name}: {ask}")
     return task
 
 

@@ -60,7 +60,10 @@ def _heat(findings: Findings, picture: Heat) -> Figure:
     """One panel a model: depth downwards, as the text runs."""
     names = findings.values("model")
     xs, ys = findings.values(picture.x), findings.values(picture.y)
-    size = (min(24.0, len(names) * (1.6 + 0.9 * max(len(xs), 3)) + 1.2), 1.6 + 0.5 * max(len(ys), 4))
+    size = (
+        min(24.0, len(names) * (1.6 + 0.9 * max(len(xs), 3)) + 1.2),
+        1.6 + 0.5 * max(len(ys), 4),
+    )
     figure = _figure(figsize=size)
     panels = figure.subplots(1, len(names), squeeze=False, sharey=True)[0]
     for name, panel in zip(names, panels, strict=True):

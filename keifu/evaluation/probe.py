@@ -60,12 +60,17 @@ class Subject:
 class Trial(Protocol):
     """One model before one probe."""
 
-    cells: Sequence[Row]
-    """The points of the grid; what differs beyond the probe's axes is averaged over."""
-    notes: Sequence[str]
-    """What became known on the way, a line each."""
-    settings: Row
-    """What else the cells depend on (a text's hash, a task), for who resumes them."""
+    @property
+    def cells(self) -> Sequence[Row]:
+        """The points of the grid; what differs beyond the probe's axes is averaged over."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What became known on the way, a line each."""
+
+    @property
+    def settings(self) -> Row:
+        """What else the cells depend on (a text's hash, a task), for who resumes them."""
 
     async def look(self, cell: Row) -> Row:
         """The measures in one cell."""
@@ -85,7 +90,9 @@ class Probe(ABC):
     """Command lines after `keifu probe`, for its help."""
     grid: ClassVar[frozenset[str]] = frozenset()
     """Options that say which cells there are, not what is done in one."""
-    models: ClassVar[str] = "MODEL"
+    loads: ClassVar[bool] = True
+    """Whether it asks a loaded model; otherwise it opens the model itself."""
+    models: ClassVar[str] = "MODEL..."
     """What it is called with, as the help has it."""
     parallel: int = 1
     """Cells that are under way at once."""
@@ -152,9 +159,7 @@ def examine(
     )
 
 
-async def _through(
-    trial: Trial, ledger: Ledger, parallel: int, name: str, told: Told
-) -> list[Row]:
+async def _through(trial: Trial, ledger: Ledger, parallel: int, name: str, told: Told) -> list[Row]:
     """Every cell's measures, in the grid's order; a failure ends those still under way."""
     room, done, total = asyncio.Semaphore(parallel), 0, len(trial.cells)
 

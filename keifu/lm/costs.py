@@ -7,7 +7,6 @@ published configuration with random weights, so that no checkpoint need be at ha
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -28,7 +27,7 @@ from keifu.inference.runner import Runner, TorchRunner, step_of
 from keifu.nn.kernels import native
 from keifu.nn.part import build, count
 from keifu.nn.stack import Stack, StackModule
-from keifu.nn.state import Entry, Fixed, PerToken, StatePool
+from keifu.nn.state import Entry, StatePool, request_bytes, state_bytes
 
 RANDOM = "published:"
 _SLACK = 64
@@ -77,7 +76,8 @@ class Meter:
         entries = self.model.spec.entries()
         self.entries = entries
         self.fixed, self.token = declared_slope(entries, self.dtype)
-        budget = declared(entries, context + _SLACK, self.dtype) + _pages(entries, self.dtype)
+        fixed, token = state_bytes(entries, self.dtype)  # pages are reserved, not touched
+        budget = fixed + token * (context + _SLACK)
         self.pool = StatePool(entries, budget=budget, slots=1, dtype=self.dtype)
         plain: Runner = TorchRunner(self.model, self.pool)
         fast: list[Runner] = []
@@ -126,7 +126,7 @@ class Meter:
                 means.append((time.perf_counter() - begun) / window)
             return Cost(
                 length=length,
-                declared=declared(self.entries, length, self.dtype),
+                declared=request_bytes(self.entries, length, self.dtype),
                 state=self.pool.held(state),
                 resident=psutil.Process().memory_info().rss,
                 seconds=statistics.median(means),
@@ -136,37 +136,11 @@ class Meter:
             self.pool.free(state)
 
 
-def declared(entries: Sequence[Mapping[str, Entry]], length: int, dtype: torch.dtype) -> int:
-    """Bytes of state of one request of `length` tokens, as the entries say: windows end."""
-    total = 0
-    for entry in (e for use in entries for e in use.values()):
-        size = math.prod(entry.shape)
-        if isinstance(entry, Fixed):
-            total += size * entry.dtype.itemsize
-            continue
-        kept = length
-        if isinstance(entry, PerToken) and entry.window is not None:
-            kept = min(length, entry.window + entry.sinks)
-        total += kept * size * dtype.itemsize
-    return total
-
-
-def declared_slope(
-    entries: Sequence[Mapping[str, Entry]], dtype: torch.dtype
-) -> tuple[int, int]:
+def declared_slope(entries: Sequence[Mapping[str, Entry]], dtype: torch.dtype) -> tuple[int, int]:
     """Bytes that a request takes at any length, and that each token adds once windows are full."""
     far = 1 << 26
-    slope = declared(entries, far + 1, dtype) - declared(entries, far, dtype)
-    return declared(entries, far, dtype) - far * slope, slope
-
-
-def _pages(entries: Sequence[Mapping[str, Entry]], dtype: torch.dtype) -> int:
-    """A pool shares pages evenly, so those of a window get as many as those without."""
-    widest = sum(
-        math.prod(e.shape) * dtype.itemsize for use in entries for e in use.values()
-        if isinstance(e, PerToken) and e.window is not None
-    )  # fmt: skip
-    return widest
+    slope = request_bytes(entries, far + 1, dtype) - request_bytes(entries, far, dtype)
+    return request_bytes(entries, far, dtype) - far * slope, slope
 
 
 def _opened(model: str, context: int, precision: str) -> tuple[Family, StackModule]:
@@ -175,11 +149,8 @@ def _opened(model: str, context: int, precision: str) -> tuple[Family, StackModu
         spec = family.spec()
         if isinstance(spec, Stack) and spec.head is not None:
             _room(model, family, context)
-            _fits(model, count(spec) * PRECISIONS[precision].itemsize)
-            made = build(spec, device="cpu", dtype=PRECISIONS[precision])
-            assert isinstance(made, StackModule)
-            made.initialise(seed=0, std=0.02)
-            return family, made.eval()
+            _fits(model, count(spec) * 4)
+            return family, _random(spec, PRECISIONS[precision])
     else:
         checkpoint = open_checkpoint(model)
         family, spec = checkpoint.family, checkpoint.family.spec()
@@ -191,9 +162,21 @@ def _opened(model: str, context: int, precision: str) -> tuple[Family, StackModu
     raise KeifuError(f"{model} does not continue texts: give a decoder")
 
 
+def _random(spec: Stack, dtype: torch.dtype) -> StackModule:
+    """The network with random weights, in the types that a loaded one would have."""
+    made = build(spec)
+    assert isinstance(made, StackModule)
+    made.initialise(seed=0, std=0.02)
+    for parameter in made.parameters():
+        parameter.requires_grad_(False)
+        if parameter.dim() > 1:
+            parameter.data = parameter.data.to(dtype)
+    return made.eval()
+
+
 def _published(name: str) -> Family:
     if name not in PUBLISHED:
-        raise unknown("published model", name, PUBLISHED, "all: keifu probe cost --help")
+        raise unknown("published model", name, PUBLISHED, "all: keifu list published")
     row = PUBLISHED[name]
     return families[row.family].from_hf(row.config)
 

@@ -1,11 +1,15 @@
 """Keifu as a subject of benchmarks: `python -m keifu.lm.subject`, and what a token costs at least.
 
-Beside the requests of `peers` it answers {"do": "ceilings", "threads": 2} with what the machine
-can do at most.
+Beside the requests of `peers` it answers:
+
+    {"do": "ceilings", "threads": 2}  ->  what the machine can do at most
+    {"do": "meter", "model": "x.gguf", "context": 4096, "threads": 2, "precision": "default"}
+    {"do": "cost", "length": 1024, "windows": 3, "window": 16}  ->  what a token costs there
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -85,5 +89,24 @@ def ceilings(threads: int) -> dict[str, float]:
     return {"bandwidth": bandwidth(), "bf16": matrix_peak(torch.bfloat16)}
 
 
+class Metered:
+    """The one model whose costs are asked."""
+
+    def __init__(self) -> None:
+        self._meter: Any = None
+
+    def open(self, **given: Any) -> Mapping[str, Any]:
+        """Load it."""
+        from keifu.lm.costs import Meter
+
+        self._meter = Meter(**given)
+        return dict(self._meter.facts())
+
+    def cost(self, **given: Any) -> Mapping[str, Any]:
+        """At one length."""
+        return dataclasses.asdict(self._meter.at(**given))
+
+
 if __name__ == "__main__":
-    peers.serve(Ours, {"ceilings": ceilings})
+    metered = Metered()
+    peers.serve(Ours, {"ceilings": ceilings, "meter": metered.open, "cost": metered.cost})

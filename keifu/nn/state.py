@@ -103,6 +103,19 @@ def places(entries: Sequence[Mapping[str, Entry]], length: int, step: int, page:
     return max(found, default=page)
 
 
+def request_bytes(entries: Sequence[Mapping[str, Entry]], length: int, dtype: torch.dtype) -> int:
+    """Bytes that one request of `length` tokens holds, over all uses, where windows let go."""
+    total = 0
+    for entry in stored(entries).values():
+        size = math.prod(entry.shape)
+        if isinstance(entry, Fixed):
+            total += size * entry.dtype.itemsize
+        elif isinstance(entry, PerToken):
+            reach = length if entry.window is None else entry.window + entry.sinks
+            total += size * dtype.itemsize * min(length, reach)
+    return total
+
+
 class Handle(Protocol):
     """One use's state for the rows of a step, written in place."""
 
@@ -249,6 +262,14 @@ class StatePool:
             for tensor in self.fixed.values():
                 tensor[state.slot] = 0
         return state
+
+    def held(self, state: RequestState) -> int:
+        """Bytes that a request has taken: its slot and its pages (memories are not its own)."""
+        taken = sum(t[0].nbytes for t in self.fixed.values())
+        for group, table in zip(self.groups, state.tables, strict=True):
+            pages = sum(page is not None for page in table.pages)
+            taken += pages * group.page * group.token_bytes
+        return taken
 
     def check(self, memories: Mapping[str, int]) -> None:
         """Refuse memories (by source, their lengths) that no request could be opened with."""

@@ -9,7 +9,7 @@ import torch
 
 from keifu.inference.runner import TorchRunner, step_of
 from keifu.nn.stack import StackModule
-from keifu.nn.state import RequestState, StatePool
+from keifu.nn.state import StatePool
 
 LENGTHS = (4096, 16384, 65536)
 """Tokens in the state when its cost is taken."""
@@ -58,15 +58,6 @@ def costs(model: StackModule, vocab: int, budget: int = 1 << 24) -> list[Cost]:
             for _ in range(WINDOW):
                 read(1)
             means.append((time.process_time() - begun) / WINDOW)
-        found.append(Cost(length, min(means), held(pool, state)))
+        found.append(Cost(length, min(means), pool.held(state)))
     torch.set_num_threads(threads)
     return found
-
-
-def held(pool: StatePool, state: RequestState) -> int:
-    """Bytes of a request's slot and pages."""
-    slot = sum(t[0].nbytes for t in pool.fixed.values())
-    pages = 0
-    for group, table in zip(pool.groups, state.tables, strict=True):
-        pages += sum(p is not None for p in table.pages) * group.page * group.token_bytes
-    return slot + pages

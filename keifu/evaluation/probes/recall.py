@@ -55,7 +55,9 @@ class Recall(Probe):
         """In symbols if the checkpoint says that it was trained on them."""
         task = trained_on(subject, AssociativeRecall)
         if task is None:
-            return Words(subject.lm, "pairs", self.pairs or (2, 4, 8, 16), self.rows or 8, self.seed)
+            return Words(
+                subject.lm, "pairs", self.pairs or (2, 4, 8, 16), self.rows or 8, self.seed
+            )
         assert isinstance(task, AssociativeRecall)
         for pairs in self.pairs:
             if pairs > task.keys:
