@@ -209,8 +209,6 @@ def _option(
     else:
         one = _type(kind.base, mark.min, mark.max)
         more["type"] = _List(one) if mark.commas else one
-    if mark.commas and shown:
-        shown = ",".join(f"{v:g}" if isinstance(v, float) else str(v) for v in default)
     option = _Told(
         [*names, name],
         multiple=several,

@@ -18,6 +18,7 @@ from keifu.cli.probe_table import drawn
 from keifu.cli.render import colourful
 from keifu.cli.verbs import Verb, Verbs
 from keifu.core.errors import KeifuError
+from keifu.data.symbolic import FILE
 from keifu.evaluation.findings import Findings
 from keifu.evaluation.probe import Probe, Subject, examine, probes
 
@@ -55,7 +56,7 @@ def _function(name: str) -> Callable[..., None]:
         _run(name, **given)
 
     models: Any = Annotated[tuple[str, ...], Argument(f"[{cls.models}]")]
-    names = ("ctx", "device", "offline") if cls.loads else ("offline",)
+    names = ("ctx", "threads", "device", "precision", "offline") if cls.loads else ("offline",)
     parameters = {
         "models": (models, ()),
         "probe": (Annotated[cls, Fields(cls)], None),
@@ -114,6 +115,8 @@ def _subject(ref: str, given: ModelOptions, probe: Probe, *, quiet: bool) -> Sub
     from dataclasses import replace
 
     options = replace(given, model=ref)
+    if options.threads is None and (Path(ref) / FILE).exists():
+        options = replace(options, threads=1)  # more would wait for each other: it is tiny
     if not ref.startswith("published:"):
         find(options, quiet=quiet)
     return Subject(ref, partial(load, options))

@@ -76,7 +76,8 @@ def _heat(findings: Findings, picture: Heat) -> Figure:
         image = panel.imshow(grid, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
         for row, line in enumerate(grid):
             for at, value in enumerate(line):
-                panel.text(at, row, f"{value:.2f}", ha="center", va="center", fontsize=8)
+                ink = "black" if 0.1 < value < 0.9 else "white"
+                panel.text(at, row, f"{value:.2f}", ha="center", va="center", color=ink, fontsize=8)
         panel.set_xticks(range(len(xs)), [written(x, findings.column(picture.x).kind) for x in xs])
         panel.set_yticks(range(len(ys)), [written(y, findings.column(picture.y).kind) for y in ys])
         panel.set_xlabel(f"{picture.x} (tokens)")

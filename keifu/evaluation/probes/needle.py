@@ -198,13 +198,14 @@ class Search:
         if not self._scores or not pin.others:
             return {"preferred": None, "margin": None}
         try:
-            right, *wrong = [await self._likely(prompt, pin, a) for a in (pin.answer, *pin.others)]
+            likely = [await self._likely(prompt, pin, a) for a in (pin.answer, *pin.others)]
         except ContextLengthError:
             raise
         except KeifuError as cannot:
             self._scores = False
             self.notes.append(f"answers are not weighed: {cannot}")
             return {"preferred": None, "margin": None}
+        right, *wrong = (finite(value, "an answer's log-probability") for value in likely)
         return {"preferred": right > max(wrong), "margin": right - max(wrong)}
 
     async def _likely(self, prompt: str, pin: Pin, answer: str) -> float:
@@ -221,7 +222,7 @@ class Search:
             space = " " if pin.lead else ""
             after = self.lm.encode(f"{space}{answer}", special=False)
             scored = await self.lm.ascore(before, after)
-        return finite(scored.total, "the answer's log-probability")
+        return scored.total
 
 
 probe = Needle

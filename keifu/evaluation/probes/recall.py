@@ -26,7 +26,7 @@ class Recall(Probe):
     """
 
     pairs: tuple[int, ...] = field(default=(), metadata={"commas": True})
-    """Pairs told, with commas (default: all numbers it was trained with; in words 2,4,8,16)"""
+    """Pairs told, with commas (default: as many as it was trained with; in words 2,4,8,16)"""
     rows: int | None = None
     """Rows a number of pairs (default: 256; in words 8)"""
     seed: int = 1_000_000
@@ -62,8 +62,7 @@ class Recall(Probe):
         for pairs in self.pairs:
             if pairs > task.keys:
                 raise KeifuError(f"--pairs {pairs}: {subject.name} knows only {task.keys} keys")
-        asked = self.pairs or tuple(range(1, task.pairs + 1))
-        variants = [{"pairs": pairs} for pairs in asked]
+        variants = [{"pairs": pairs} for pairs in self.pairs or (task.pairs,)]
         rows = self.rows or 256
         return Symbols(subject, task, variants, measure="accuracy", rows=rows, seed=self.seed)
 
