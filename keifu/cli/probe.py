@@ -12,7 +12,8 @@ from typing import Annotated, Any
 
 import click
 
-from keifu.cli.model import DEFAULT, ModelOptions, find, load
+from keifu.cli import model as opening
+from keifu.cli.model import DEFAULT, ModelOptions
 from keifu.cli.options import Argument, Fields, Option, command_from
 from keifu.cli.probe_table import drawn
 from keifu.cli.render import colourful
@@ -118,8 +119,8 @@ def _subject(ref: str, given: ModelOptions, probe: Probe, *, quiet: bool) -> Sub
     if options.threads is None and (Path(ref) / FILE).exists():
         options = replace(options, threads=1)  # more would wait for each other: it is tiny
     if not ref.startswith("published:"):
-        find(options, quiet=quiet)
-    return Subject(ref, partial(load, options))
+        opening.find(options, quiet=quiet)
+    return Subject(ref, partial(opening.load, options))
 
 
 def _say(findings: Findings, as_json: bool) -> None:

@@ -147,14 +147,14 @@ def _opened(model: str, context: int, precision: str) -> tuple[Family, StackModu
     if model.startswith(RANDOM):
         family = _published(model.removeprefix(RANDOM))
         spec = family.spec()
-        if isinstance(spec, Stack) and spec.head is not None:
+        if isinstance(spec, Stack) and "generate" in family.tasks:
             _room(model, family, context)
             _fits(model, count(spec) * 4)
             return family, _random(spec, PRECISIONS[precision])
     else:
         checkpoint = open_checkpoint(model)
         family, spec = checkpoint.family, checkpoint.family.spec()
-        if isinstance(spec, Stack) and spec.head is not None:
+        if isinstance(spec, Stack) and "generate" in family.tasks:
             _room(model, family, context)
             loaded = build_model(checkpoint, precision=precision)
             assert isinstance(loaded, StackModule)

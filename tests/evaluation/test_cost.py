@@ -75,7 +75,7 @@ def test_published_sizes_need_no_weights() -> None:
         Meter("published:mamba-131m", 64)
     with pytest.raises(KeifuError, match="does not continue texts"):
         Meter("published:bert-base-uncased", 64)
-    meter = Meter("published:hyenadna-tiny-1k", 128, threads=1)
+    meter = Meter("published:hyenadna-tiny-1k-seqlen", 128, threads=1)
     assert meter.at(100, windows=1, window=2).seconds > 0
 
 
@@ -115,8 +115,9 @@ def test_options_are_checked() -> None:
 
 def test_asking_imports_no_torch() -> None:
     code = (
-        "import sys; from keifu.evaluation.probe import probes; dict(probes); import keifu.cli.probe,"
-        " keifu.evaluation.plot; print('torch' in sys.modules, 'matplotlib' in sys.modules)"
+        "import sys; from keifu.evaluation.probe import probes; dict(probes);"
+        "import keifu.cli.probe, keifu.evaluation.plot;"
+        "print('torch' in sys.modules, 'matplotlib' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
