@@ -7,6 +7,7 @@ published configuration with random weights, so that no checkpoint need be at ha
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -20,14 +21,14 @@ from keifu.core import machine
 from keifu.core.errors import KeifuError, unknown
 from keifu.families import Family, families
 from keifu.families._load import PRECISIONS, build_model, open_checkpoint
-from keifu.families._published import PUBLISHED
+from keifu.families.published import PUBLISHED
 from keifu.inference.engine import CHUNK
 from keifu.inference.plans import runners
 from keifu.inference.runner import Runner, TorchRunner, step_of
 from keifu.nn.kernels import native
 from keifu.nn.part import build, count
 from keifu.nn.stack import Stack, StackModule
-from keifu.nn.state import Entry, StatePool, request_bytes, state_bytes
+from keifu.nn.state import Entry, Fixed, PerToken, StatePool, state_bytes, stored
 
 RANDOM = "published:"
 _SLACK = 64
@@ -134,6 +135,19 @@ class Meter:
             )
         finally:
             self.pool.free(state)
+
+
+def request_bytes(entries: Sequence[Mapping[str, Entry]], length: int, dtype: torch.dtype) -> int:
+    """Bytes that one request of `length` tokens holds, over all uses, where windows let go."""
+    total = 0
+    for entry in stored(entries).values():
+        size = math.prod(entry.shape)
+        if isinstance(entry, Fixed):
+            total += size * entry.dtype.itemsize
+        elif isinstance(entry, PerToken):
+            reach = length if entry.window is None else entry.window + entry.sinks
+            total += size * dtype.itemsize * min(length, reach)
+    return total
 
 
 def declared_slope(entries: Sequence[Mapping[str, Entry]], dtype: torch.dtype) -> tuple[int, int]:

@@ -103,19 +103,6 @@ def places(entries: Sequence[Mapping[str, Entry]], length: int, step: int, page:
     return max(found, default=page)
 
 
-def request_bytes(entries: Sequence[Mapping[str, Entry]], length: int, dtype: torch.dtype) -> int:
-    """Bytes that one request of `length` tokens holds, over all uses, where windows let go."""
-    total = 0
-    for entry in stored(entries).values():
-        size = math.prod(entry.shape)
-        if isinstance(entry, Fixed):
-            total += size * entry.dtype.itemsize
-        elif isinstance(entry, PerToken):
-            reach = length if entry.window is None else entry.window + entry.sinks
-            total += size * dtype.itemsize * min(length, reach)
-    return total
-
-
 class Handle(Protocol):
     """One use's state for the rows of a step, written in place."""
 

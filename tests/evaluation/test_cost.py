@@ -15,10 +15,10 @@ from keifu.core.errors import KeifuError
 from keifu.evaluation.probe import examine
 from keifu.evaluation.probes.cost import Cost
 from keifu.families import families, save_model
-from keifu.lm.costs import Meter, declared_slope
+from keifu.lm.costs import Meter, declared_slope, request_bytes
 from keifu.nn.part import build
 from keifu.nn.stack import StackModule
-from keifu.nn.state import Fixed, PerToken, request_bytes
+from keifu.nn.state import Fixed, PerToken
 
 
 def folder(to: Path, name: str, **sizes: int) -> Path:
