@@ -6,11 +6,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 
+from keifu.core.errors import KeifuError
 from keifu.inference.beam import Beams
 from keifu.inference.request import Delta
 from keifu.inference.sequence import Sequence as Output
 from keifu.nn.pages import OutOfState
-from keifu.nn.state import StatePool
+from keifu.nn.state import RequestState, StatePool
 
 
 class Admission:
@@ -44,9 +45,17 @@ class Admission:
             if output.pending > self.pool.free_tokens and self.running:
                 return
             try:
-                output.state = self.pool.open(output.job.places)
-            except OutOfState:  # others hold all slots or the memories' places
-                return
+                output.state = self._opened(output)
+            except OutOfState as full:  # others hold all slots, pages or the memories' places
+                if self.running or self.searches:
+                    return
+                self.waiting.popleft()
+                self.fail(output, full)
+                continue
+            except KeifuError as gone:
+                self.waiting.popleft()
+                self.fail(output, gone)
+                continue
             output.memories = output.job.memories
             self.waiting.popleft()
             if not output.started:
@@ -55,6 +64,15 @@ class Admission:
                 self.searches.append(self._search(output))
             else:
                 self.running.append(output)
+
+    def _opened(self, output: Output) -> RequestState:
+        """Its state: empty, or the past that it continues."""
+        past = output.job.past
+        if past is None or past.source is not None:
+            return self.pool.open(output.job.places)
+        if past.state is None:
+            raise KeifuError("the past of a waiting request was released: read it again")
+        return self.pool.fork(past.state)
 
     def reserve(self, outputs: list[Output], count: Callable[[Output], int]) -> None:
         """Make room for a step, preempting the youngest others where there is none."""
@@ -97,6 +115,8 @@ class Admission:
 
     def finish(self, output: Output, delta: Delta) -> None:
         """Send the last delta; the stream closes with the request's last output."""
+        if output.job.keep and output.index == 0 and delta.finish != "cancelled":
+            output.job.keep(output)
         self.drop(output)
         if output in self.waiting:
             self.waiting.remove(output)

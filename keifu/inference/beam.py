@@ -78,7 +78,7 @@ class Beams:
         count = min(max(2, 1 + len(ends)) * self.width, scores.numel())
         best, flat = scores.flatten().topk(count)
         length = self.running[0].output.generated + 1
-        last = len(self.running[0].output.tokens) + 1 >= self.job.limit
+        last = self.running[0].output.length + 1 >= self.job.limit
         chosen: list[tuple[float, int, int]] = []
         for rank, (score, at) in enumerate(zip(best.tolist(), flat.tolist(), strict=True)):
             parent, token = divmod(at, vocab)

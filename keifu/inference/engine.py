@@ -16,13 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from keifu.core.errors import ContextLengthError, KeifuError
+from keifu.core.errors import KeifuError
 from keifu.inference.admission import Admission
 from keifu.inference.beam import Beams
-from keifu.inference.request import ParameterError, Sampling
+from keifu.inference.intake import Ask, Intake, check_ids
+from keifu.inference.kept import Kept
+from keifu.inference.request import Sampling
 from keifu.inference.rules import Rules
 from keifu.inference.runner import Runner, TorchRunner, step_of
-from keifu.inference.sequence import Job
 from keifu.inference.sequence import Sequence as Output
 from keifu.inference.source import encode, mean_state, together
 from keifu.inference.stream import Stream
@@ -53,6 +54,7 @@ class Engine:
         budget: bytes of state for all of them.
         places: of sources that the budget holds; None: as many as tokens.
         dtype: of per-token state, and what branches compute in (the residual stays float32).
+        gist: the id of the gist token, where the model has one.
         runners: fast paths, tried in order before the plain one.
     """
 
@@ -71,6 +73,7 @@ class Engine:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         end_ids: Sequence[int] = (),
+        gist: int | None = None,
         runners: Callable[[StackModule, StatePool, int], tuple[list[Runner], str]] | None = None,
     ) -> None:
         self.pair = model if isinstance(model, PairModule) else None
@@ -102,6 +105,17 @@ class Engine:
         self._queue = Admission(
             self.pool, parallel, lambda output: Beams(output, self.pool, self._forward)
         )
+        self.intake = Intake(
+            owner=self,
+            pool=self.pool,
+            pair=self.pair,
+            rules=rules,
+            vocab=tokenizer.vocab_size,
+            source_vocab=self.source_vocab,
+            context=self.context,
+            source_context=self.source_context,
+            gist=gist,
+        )
         self._calls: deque[tuple[Callable[[], Any], list[Any], threading.Event]] = deque()
         self._wake = threading.Condition()
         self._stopped = False
@@ -116,6 +130,8 @@ class Engine:
         continues: bool = True,
         shown: frozenset[int] = frozenset(),
         memories: Mapping[str, Tensor] | None = None,
+        past: Kept | None = None,
+        keep: Callable[[Output], None] | None = None,
         stream: Stream | None = None,
     ) -> Stream:
         """Queue a request; its deltas come on the stream.
@@ -127,40 +143,26 @@ class Engine:
                 is kept (false for an assistant's answer).
             shown: special tokens that appear in the text all the same (parts of tool calls).
             memories: what a stack's cross mixers read, (length, width) by name.
+            past: what was read before the prompt, which is not read again.
+            keep: called in the engine's thread when the first output has ended and its state is
+                still there.
             stream: where the deltas go, if not to a plain stream.
 
         Raises:
             ContextLengthError: the prompt, or the prompt with max_tokens, does not fit.
         """
-        tokens, source = tuple(prompt), tuple[int, ...]()
-        lengths = {name: m.shape[0] for name, m in (memories or {}).items()}
-        if self.pair is not None:
-            tokens, source = (*self.rules.start, *prefix), tokens
-            self._check_source(source, sampling, prefix)
-            kept = {self.pair.spec.memory: self.pair.places(len(source))}
-            lengths |= {n: kept[n] for n in self.pool.memories if n in kept}
-        elif prefix:
-            raise KeifuError("this model reads its prompt itself: put the prefix there")
-        self._check(tokens, sampling)
-        self.pool.check(lengths)
-        room = self.context - len(tokens)
-        wanted = room if sampling.max_tokens is None else sampling.max_tokens
-        stream = stream or Stream()
-        stream.on_cancel = self._notify
-        job = Job(
-            prompt=tokens,
+        ask = Ask(
+            prompt=prompt,
             sampling=sampling,
-            stream=stream,
-            end_ids=frozenset() if sampling.ignore_eos else self.end_ids,
-            limit=len(tokens) + wanted,
+            prefix=prefix,
             continues=continues,
             shown=shown,
-            memories=memories or {},
-            source=source,
-            places=lengths,
-            rules=self.rules,
-            read=len(source) + len(prefix) if self.pair else len(tokens),
+            memories=memories,
+            past=past,
+            keep=keep,
         )
+        job = self.intake.job(ask, stream := stream or Stream(), self.end_ids)
+        stream.on_cancel = self._notify
         with self._wake:
             self._begin()
             self._queue.waiting.append(Output(job, 0, self.tokenizer))
@@ -174,26 +176,6 @@ class Engine:
             self._thread = threading.Thread(target=self._loop, name="keifu", daemon=True)
             self._thread.start()
         self._wake.notify()
-
-    def _check(self, tokens: Sequence[int], sampling: Sampling) -> None:
-        vocab = self.tokenizer.vocab_size
-        _check_ids(tokens, vocab)
-        for name, ids in (("logit_bias", sampling.logit_bias), ("stop_ids", sampling.stop_ids)):
-            if wrong := [t for t in ids if not 0 <= t < vocab]:
-                raise ParameterError(name, wrong[0], f"token ids from 0 to {vocab - 1}")
-        wanted = sampling.max_tokens if sampling.max_tokens is not None else 1
-        if len(tokens) + wanted > self.context:
-            raise ContextLengthError(len(tokens), self.context, sampling.max_tokens or 0)
-
-    def _check_source(
-        self, source: Sequence[int], sampling: Sampling, prefix: Sequence[int]
-    ) -> None:
-        _check_ids(source, self.source_vocab)
-        if len(source) > self.source_context:
-            raise ContextLengthError(len(source), self.source_context)
-        if sampling.prompt_logprobs is not None and not prefix:
-            why = "nothing predicts what an encoder reads; score a target instead"
-            raise ParameterError("prompt_logprobs", sampling.prompt_logprobs, why)
 
     def call(self, function: Callable[[], Any]) -> Any:
         """Run a function between steps, in the engine's thread, and return its value."""
@@ -210,9 +192,9 @@ class Engine:
         """The mean of each prompt's last hidden states (an encoder's): (prompts, width) float32."""
         for prompt in prompts:
             if self.pair:
-                _check_ids(prompt, self.source_vocab)
+                check_ids(prompt, self.source_vocab)
             else:
-                self._check(prompt, Sampling(max_tokens=0))
+                self.intake.check(prompt, Sampling(max_tokens=0))
 
         def run() -> Tensor:
             reader = self.pair or self.model
@@ -318,12 +300,14 @@ class Engine:
         states = [o.state for o in outputs if o.state is not None]
         ids: list[int] = []
         for output, state, n in zip(outputs, states, lengths, strict=True):
-            ids += output.tokens[state.length : state.length + n]
+            at = state.length - output.job.offset
+            ids += output.tokens[at : at + n]
         limits = [o.job.limit for o in outputs]
         names = {name for o in outputs for name in o.memories}
         memories = {n: tuple(o.memories.get(n, _WRITTEN) for o in outputs) for n in names}
-        step = step_of(states, lengths, limits, self.device, self.compute, memories)
-        runner = next(r for r in self.runners if r.takes(lengths))
+        marks = () if self.pair else tuple(o.job.landmarks for o in outputs)
+        step = step_of(states, lengths, limits, self.device, self.compute, memories, marks)
+        runner = next(r for r in self.runners if r.takes(lengths, states))
         logits = runner.run(ids, step, states, select)
         for output, state, n in zip(outputs, states, lengths, strict=True):
             self.pool.advance(state, n)
@@ -334,7 +318,8 @@ class Engine:
         """One chunk of one prompt; its last chunk also gives the first token."""
         (output,) = outputs
         assert output.state is not None
-        job, n, start = output.job, self._count(output), output.state.length
+        job, n = output.job, self._count(output)
+        start = output.state.length - job.offset
         last = n == output.pending
         wanted = job.sampling.prompt_logprobs
         scores = wanted is not None and output.index == 0
@@ -378,12 +363,3 @@ class Engine:
             self._queue.finish(output, delta)
         else:
             output.job.stream.put(delta)
-
-
-def _check_ids(tokens: Sequence[int], vocab: int) -> None:
-    """Refuse what is empty or outside the vocabulary."""
-    if not tokens:
-        raise KeifuError("the prompt has no tokens: give some text")
-    wrong = [t for t in tokens if not 0 <= t < vocab]
-    if wrong:
-        raise KeifuError(f"token id {wrong[0]} is not in the vocabulary of {vocab}")

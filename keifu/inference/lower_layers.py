@@ -7,7 +7,7 @@ from typing import Any
 from keifu.inference.lowering import Lowering, Place, Unplanned
 from keifu.nn.attention import Attention
 from keifu.nn.kernels.tape import Value
-from keifu.nn.masks import Both, Causal, Mask, Window
+from keifu.nn.masks import Both, Causal, Gist, Mask, Window
 from keifu.nn.mlp import MLP, GatedMLP
 from keifu.nn.positions import Alibi, NoPosition
 from keifu.nn.rotary import Rotary
@@ -52,6 +52,8 @@ def attention(work: Lowering, place: Place, module: Any, x: Value, into: Value |
 def _reach(mask: Mask) -> tuple[int | None, int]:
     """(window, sinks) of a mask that the kernel knows."""
     match mask:
+        case Both(rest, Gist() as gist) if type(gist) is Gist and not rest.sinks:
+            return _reach(rest)  # the rest is said by where a row starts to see: `starts`
         case Causal():
             return None, 0
         case Both(Causal(), Window(width, keep)):

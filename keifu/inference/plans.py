@@ -26,8 +26,10 @@ from keifu.nn.kernels.program import Program
 from keifu.nn.kernels.tape import Tape, Value
 from keifu.nn.kernels.tiles import tile
 from keifu.nn.linear import Linear
+from keifu.nn.masks import UNMARKED
 from keifu.nn.mlp import MLP, GatedMLP
 from keifu.nn.part import Part
+from keifu.nn.past import first
 from keifu.nn.positions import Learned
 from keifu.nn.stack import StackModule
 from keifu.nn.state import RequestState, StatePool
@@ -47,6 +49,7 @@ PARTS: Mapping[type[Part], Lower] = {
 }
 """How the parts of a block are lowered; what is not here stays on the plain path."""
 
+Ints = np.ndarray[Any, np.dtype[np.int32]]
 Branch = Callable[..., Value]
 """(input, residual to add to or None) -> value."""
 
@@ -189,12 +192,14 @@ class Plan:
         for use, index in enumerate(model.spec.order()):
             x = stack.block(use, model.blocks[index], x)
         self._out = stack.logits(x)
+        self._gist = _gist(model)
         self._turns = [(spec, turn) for spec, turn in work.turns.items() if turn.by_row]
         self.program = Program(work.tape)
 
-    def takes(self, lengths: Sequence[int]) -> bool:
-        """Steps that its buffers hold."""
-        return sum(lengths) <= self.rows
+    def takes(self, lengths: Sequence[int], states: Sequence[RequestState]) -> bool:
+        """Steps that its buffers hold, of requests whose first tokens, if they stay, are there."""
+        sinks = any(group.sinks for group in self.pool.groups)
+        return sum(lengths) <= self.rows and not (sinks and any(map(first, states)))
 
     def run(
         self, ids: list[int], step: Step, states: Sequence[RequestState], select: Sequence[int]
@@ -205,18 +210,36 @@ class Plan:
             cos, sin = spec.tables(step)
             turn.cos[: len(ids)], turn.sin[: len(ids)] = cos, sin
         owners = np.repeat(np.arange(len(states), dtype=np.int32), step.lengths())
+        forgotten = np.array([first(state) for state in states], dtype=np.int32)[owners]
         self.program.run(
             tokens=ids,
             positions=positions,
-            lengths=positions + 1,
+            lengths=positions + 1 - forgotten,
+            starts=self._starts(step, positions, owners) - forgotten if self._gist else None,
             owners=owners,
             chosen=np.asarray(select, dtype=np.int32),
             tables=[_table(states, g) for g in range(len(self.pool.groups))],
         )
         return self.program.view(self._out, len(select)).clone()
 
+    @staticmethod
+    def _starts(step: Step, positions: Ints, owners: Ints) -> Ints:
+        """The first position that each token may see: after gist tokens, the first of them."""
+        spans = [step.marks(row).gist or (0, 0) for row in range(step.rows)]
+        begins, ends = np.array(spans, dtype=np.int32)[owners].T
+        return np.where(positions >= ends, begins, 0).astype(np.int32)
 
-def _table(states: Sequence[RequestState], group: int) -> np.ndarray[Any, np.dtype[np.int32]]:
+
+def _gist(model: StackModule) -> bool:
+    """Whether attention heeds gist tokens, which the tape is told of all layers at once."""
+    mixers = [block.mixer for block in model.spec.blocks]
+    heed = {isinstance(m, Attention) and m.mask.given(UNMARKED) != m.mask for m in mixers}
+    if len(heed) > 1:
+        raise Unplanned("gist tokens in some layers")
+    return heed == {True}
+
+
+def _table(states: Sequence[RequestState], group: int) -> Ints:
     """Page numbers (requests, pages); a page that a window has let go is never looked at."""
     rows = [state.tables[group].pages for state in states]
     table = np.zeros((len(rows), max(map(len, rows))), dtype=np.int32)

@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from keifu.nn.masks import Landmarks
 from keifu.nn.stack import StackModule
 from keifu.nn.state import RequestState, StatePool
 from keifu.nn.step import Step
@@ -16,8 +17,8 @@ from keifu.nn.step import Step
 class Runner(Protocol):
     """One way of running the blocks over a ragged batch."""
 
-    def takes(self, lengths: Sequence[int]) -> bool:
-        """Whether it runs a step with these many new tokens a row."""
+    def takes(self, lengths: Sequence[int], states: Sequence[RequestState]) -> bool:
+        """Whether it runs a step with these many new tokens a row, after what the states hold."""
 
     def run(
         self,
@@ -35,7 +36,7 @@ class TorchRunner:
     def __init__(self, model: StackModule, pool: StatePool) -> None:
         self.model, self.pool = model, pool
 
-    def takes(self, lengths: Sequence[int]) -> bool:
+    def takes(self, lengths: Sequence[int], states: Sequence[RequestState]) -> bool:
         """Always."""
         return True
 
@@ -63,6 +64,7 @@ def step_of(
     device: torch.device,
     compute: torch.dtype | None = None,
     memories: Mapping[str, tuple[Tensor, ...]] | None = None,
+    landmarks: tuple[Landmarks, ...] = (),
 ) -> Step:
     """The step that feeds `lengths` new tokens to each request."""
     offsets = [0]
@@ -76,4 +78,5 @@ def step_of(
         limits=tuple(limits),
         compute=compute,
         memories=memories or {},
+        landmarks=landmarks,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from keifu.core.errors import KeifuError
+from keifu.inference.kept import Kept
 from keifu.inference.request import Delta, FinishReason, Sampling, Timings, TokenLogprob, Usage
 from keifu.inference.rules import Rules, no_repeat
 from keifu.inference.sampling import History, choose, forbid
 from keifu.inference.stream import Stream
+from keifu.nn.masks import UNMARKED, Landmarks
 from keifu.nn.state import RequestState
 from keifu.text.detokenize import Detokenizer, StopStrings
 from keifu.text.tokenizer import Tokenizer
@@ -49,6 +51,15 @@ class Job:
     """Tokens that the request gave: its usage."""
     arrived: float = field(default_factory=time.monotonic)
     cached: int = 0
+    """Positions of its past that were not read again."""
+    past: Kept | None = None
+    """What was read before the prompt."""
+    offset: int = 0
+    """The position of the prompt's first token."""
+    landmarks: Landmarks = UNMARKED
+    """Of the past and the prompt; to an encoder-decoder, of the source."""
+    keep: Callable[[Sequence], None] | None = None
+    """Called when the first output has ended, before its state goes."""
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
 
 
@@ -86,9 +97,14 @@ class Sequence:
         return len(self.tokens) - len(self.job.prompt)
 
     @property
+    def length(self) -> int:
+        """Positions so far, those of its past too."""
+        return self.job.offset + len(self.tokens)
+
+    @property
     def pending(self) -> int:
         """Tokens that the model has not read yet."""
-        return len(self.tokens) - (self.state.length if self.state else 0)
+        return self.length - (self.state.length if self.state else self.job.offset)
 
     @property
     def unread(self) -> bool:
@@ -110,7 +126,7 @@ class Sequence:
         scores = no_repeat(scores, self.tokens, sampling.no_repeat_ngram)
         if self.generated < sampling.min_tokens:
             scores = forbid(scores, sorted(job.end_ids | set(sampling.stop_ids)))
-        return job.rules.apply(scores, self.tokens, last=len(self.tokens) + 1 >= job.limit)
+        return job.rules.apply(scores, self.tokens, last=self.length + 1 >= job.limit)
 
     def report(self, start: int, n: int, logits: Tensor, count: int) -> None:
         """Log-probabilities of the prompt tokens that n positions from `start` on predict."""
@@ -144,7 +160,7 @@ class Sequence:
         if ended or stop is not None:
             why = token if stop is None else stop
             return self.end("stop", why, text=text, tokens=(token,), logprobs=report)
-        full = len(self.tokens) >= job.limit
+        full = self.length >= job.limit
         if full or (sampling.max_tokens is not None and self.generated >= sampling.max_tokens):
             return self.end("length", None, text=text, tokens=(token,), logprobs=report)
         return Delta(index=self.index, text=text, tokens=(token,), logprobs=report)

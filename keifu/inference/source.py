@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from keifu.inference.onward import onward
 from keifu.inference.sequence import Sequence as Output
 from keifu.nn.chunks import Chunk, Overlap, passes
 from keifu.nn.pair import PairModule
@@ -40,11 +41,18 @@ def encode(
     pair: PairModule, outputs: list[Output], device: torch.device, compute: torch.dtype | None
 ) -> None:
     """Give each output its source's memory, which lives until the first step has written it."""
+    for output in outputs:
+        if output.job.past is not None:
+            output.memories = {pair.spec.memory: onward(pair, output.job, device, compute)}
+    outputs = [output for output in outputs if output.job.past is None]
+    if not outputs:
+        return
     chunks, sources = pair.spec.chunks, [output.job.source for output in outputs]
     if chunks is not None and sum(map(len, sources)) > ENCODED:
         _further(pair, chunks, outputs[0], device, compute)
         return
     ids, step = _ragged(sources, device, compute)
+    step = replace(step, landmarks=tuple(output.job.landmarks for output in outputs))
     for output, memory in zip(outputs, pair.read(ids, step), strict=True):
         output.memories = {pair.spec.memory: memory}
 

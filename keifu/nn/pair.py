@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from keifu.core.errors import KeifuError
 from keifu.nn.chunks import Chunk, Overlap, passes
 from keifu.nn.linear import Linear
+from keifu.nn.masks import UNMARKED, Gist, Landmarks
 from keifu.nn.part import Part
 from keifu.nn.stack import Output, Stack, StackModule
 from keifu.nn.state import Entry
@@ -46,6 +48,8 @@ class Pair(Part):
     """What the memory goes through first, where the widths differ."""
     chunks: Overlap | None = None
     """How the encoder reads a source that is longer than it; None: whole, whatever its length."""
+    since: Gist | None = None
+    """The memory begins where this says: the decoder sees nothing before the gist tokens."""
 
     def build(self) -> nn.Module:
         """`encoder`, `decoder`, and `bridge` where there is one."""
@@ -68,21 +72,27 @@ class PairModule(nn.Module):
             self.decoder.input.table = self.encoder.input.table
 
     def encode(
-        self, source: Tensor, *, attention_mask: Tensor | None = None, emit: Emit = ignore
+        self,
+        source: Tensor,
+        *,
+        attention_mask: Tensor | None = None,
+        landmarks: Sequence[Landmarks] = (),
+        emit: Emit = ignore,
     ) -> tuple[Tensor, ...]:
         """The memory of each row, (length, width): source (batch, time), padding left out."""
         keep = torch.ones(source.shape[:2], dtype=torch.bool, device=source.device)
         if attention_mask is not None:
             keep = attention_mask.bool()
-        step = fresh_step(keep.sum(1).tolist(), source.device, emit=emit)
-        return self._memories(self.states(source[keep], step))
+        lengths = keep.sum(1).tolist()
+        return self.read(
+            source[keep], fresh_step(lengths, source.device, landmarks=landmarks, emit=emit)
+        )
 
     def read(self, ids: Tensor, step: Step) -> tuple[Tensor, ...]:
         """The same of ragged sources: ids (tokens,) of the step's rows."""
-        return self._memories(self.states(ids, step))
-
-    def _memories(self, rows: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        return tuple(self.bridged(row[-1:] if self.spec.last else row) for row in rows)
+        rows = self.states(ids, step)
+        shown = [self.places(len(row), step.marks(i)) for i, row in enumerate(rows)]
+        return tuple(self.bridged(row[-n:]) for row, n in zip(rows, shown, strict=True))
 
     def bridged(self, row: Tensor) -> Tensor:
         """Hidden states (length, encoder width) at the decoder's width, where the widths differ."""
@@ -113,9 +123,18 @@ class PairModule(nn.Module):
             for row, chunk in zip(hidden, chunks, strict=True)
         ]
 
-    def places(self, source: int) -> int:
-        """How long the memory of a source of this length is."""
-        return 1 if self.spec.last else source
+    def places(self, source: int, landmarks: Landmarks = UNMARKED) -> int:
+        """How long the memory of a source of this length is.
+
+        Raises:
+            KeifuError: there would be none.
+        """
+        begins = 0 if self.spec.since is None else self.spec.since.since(landmarks)
+        if begins >= source > 0:
+            raise KeifuError(
+                f"the decoder reads a source from {begins} on, which is all of its {source} tokens"
+            )
+        return 1 if self.spec.last else source - begins
 
     def forward(
         self,
@@ -123,15 +142,17 @@ class PairModule(nn.Module):
         target: Tensor,
         *,
         source_mask: Tensor | None = None,
+        landmarks: Sequence[Landmarks] = (),
         target_mask: Tensor | None = None,
         taps: Collection[str] = (),
         emit: Emit = ignore,
     ) -> Output:
         """Whole sequences: source (batch, time), target (batch, time'), masks 0 at padding.
 
-        Taps are the decoder's; the target is what the decoder reads, already shifted.
+        Landmarks are the sources'. Taps are the decoder's; the target is what the decoder reads,
+        already shifted.
         """
-        memory = self.encode(source, attention_mask=source_mask, emit=emit)
+        memory = self.encode(source, attention_mask=source_mask, landmarks=landmarks, emit=emit)
         return self.decode(target, memory, target_mask=target_mask, taps=taps, emit=emit)
 
     def decode(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from keifu.core.errors import KeifuError
+from keifu.nn.masks import Landmarks
 from keifu.nn.step import Emit, Step, fresh_step, ignore
 
 Row = Sequence[int] | Tensor
@@ -28,6 +29,8 @@ class Sequences:
     """(tokens,) one a token or (rows,) one a row; IGNORE where there is none."""
     segments: Tensor | None = None
     """(tokens,) token types, for inputs that take them."""
+    landmarks: tuple[Landmarks, ...] = ()
+    """One a row, for masks that speak of them; empty: none."""
 
     def __post_init__(self) -> None:
         if any(n < 1 for n in self.lengths) or sum(self.lengths) != self.ids.shape[0]:
@@ -35,6 +38,8 @@ class Sequences:
                 f"rows of {list(self.lengths)[:8]} tokens do not make {self.ids.shape[0]}: "
                 "every row needs a token"
             )
+        if len(self.landmarks) not in (0, len(self.lengths)):
+            raise KeifuError(f"landmarks of {len(self.landmarks)} rows for {len(self.lengths)}")
         sizes = (len(self.lengths), self.ids.shape[0])
         if self.labels is not None and self.labels.shape[0] not in sizes:
             raise KeifuError(
@@ -47,6 +52,7 @@ class Sequences:
         rows: Sequence[Row],
         labels: Sequence[int] | Sequence[Row] | None = None,
         segments: Sequence[Row] | None = None,
+        landmarks: Sequence[Landmarks] = (),
     ) -> Self:
         """From lists or vectors of ids; labels one a row, or a list for each row."""
         lengths = tuple(len(row) for row in rows)
@@ -59,11 +65,18 @@ class Sequences:
             lengths=lengths,
             labels=marks,
             segments=None if segments is None else _joined(segments),
+            landmarks=tuple(landmarks),
         )
 
     def step(self, emit: Emit = ignore) -> Step:
         """The step that runs all rows from position 0; `emit` hears what layers say."""
-        return fresh_step(list(self.lengths), self.ids.device, segments=self.segments, emit=emit)
+        return fresh_step(
+            list(self.lengths),
+            self.ids.device,
+            segments=self.segments,
+            landmarks=self.landmarks,
+            emit=emit,
+        )
 
     def firsts(self) -> Tensor:
         """(rows,) index of each row's first token."""

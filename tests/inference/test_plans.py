@@ -41,7 +41,7 @@ def runs(runner_of: type, model: StackModule, dtype: torch.dtype = torch.float32
             pool.reserve(state, n)
         ids = torch.randint(0, 90, (sum(lengths),), generator=made).tolist()
         described = step_of(rows, lengths, [64] * len(rows), torch.device("cpu"))
-        assert runner.takes(lengths)
+        assert runner.takes(lengths, rows)
         out.append(runner.run(ids, described, rows, range(len(ids))))
         for state, n in zip(rows, lengths, strict=True):
             pool.advance(state, n)

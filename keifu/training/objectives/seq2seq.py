@@ -34,7 +34,12 @@ class Seq2Seq(Objective[Pairs]):
         keep = mask[:, 1:]
         auxiliary = Auxiliary(self.auxiliary)
         out = model(
-            source, target[:, :-1], source_mask=source_mask, target_mask=keep, emit=auxiliary.emit
+            source,
+            target[:, :-1],
+            source_mask=source_mask,
+            landmarks=batch.source.landmarks,
+            target_mask=keep,
+            emit=auxiliary.emit,
         )
         if out.logits is None:
             raise KeifuError("seq2seq needs a decoder with a language-model head")
