@@ -34,7 +34,8 @@ def gisted(spec: Stack | Pair, mask: Gist = Gist()) -> Stack | Pair:
     paper). `Severed()` makes the negative control.
 
     Raises:
-        KeifuError: a mixer that has no mask, and so reads past any gist token.
+        KeifuError: a mixer that has no mask, and so reads past any gist token; or rows that are
+            not read whole (in segments, in chunks).
     """
     if isinstance(spec, Pair):
         if spec.chunks is not None:
@@ -44,6 +45,8 @@ def gisted(spec: Stack | Pair, mask: Gist = Gist()) -> Stack | Pair:
 
 
 def _masked(spec: Stack, mask: Gist) -> Stack:
+    if type(spec) is not Stack:
+        raise KeifuError(f"{type(spec).__name__} has no rows that gist tokens could divide")
     return replace(spec, blocks=tuple(_block(block, mask) for block in spec.blocks))
 
 

@@ -84,12 +84,14 @@ class PairModule(nn.Module):
         if attention_mask is not None:
             keep = attention_mask.bool()
         lengths = keep.sum(1).tolist()
-        return self.read(
-            source[keep], fresh_step(lengths, source.device, landmarks=landmarks, emit=emit)
-        )
+        step = fresh_step(lengths, source.device, landmarks=landmarks, emit=emit)
+        return self._memories(source[keep], step)
 
     def read(self, ids: Tensor, step: Step) -> tuple[Tensor, ...]:
         """The same of ragged sources: ids (tokens,) of the step's rows."""
+        return self._memories(ids, step)
+
+    def _memories(self, ids: Tensor, step: Step) -> tuple[Tensor, ...]:
         rows = self.states(ids, step)
         shown = [self.places(len(row), step.marks(i)) for i, row in enumerate(rows)]
         return tuple(self.bridged(row[-n:]) for row, n in zip(rows, shown, strict=True))

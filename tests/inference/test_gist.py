@@ -99,6 +99,7 @@ def test_the_families_that_can() -> None:
     assert needed <= set(ABLE)
     assert refused("mamba")
     assert refused("griffin")
+    assert refused("rmt")
     with pytest.raises(KeifuError, match="reads on past gist tokens"):
         gisted(families["mamba"].tiny().spec())  # type: ignore[type-var]
 
