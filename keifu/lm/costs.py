@@ -111,7 +111,7 @@ class Meter:
                 self.pool.reserve(state, tokens)
                 limits, device = [length], torch.device("cpu")
                 given = step_of([state], [tokens], limits, device, self.compute)
-                runner = next(r for r in self.runners if r.takes([tokens]))
+                runner = next(r for r in self.runners if r.takes([tokens], [state]))
                 runner.run(ids[start : start + tokens], given, [state], [tokens - 1])
                 self.pool.advance(state, tokens)
 
