@@ -20,6 +20,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from keifu.core.errors import FormatError
 from keifu.nn.kernels.formats import Packed
 
 Value = Tensor | Packed
@@ -89,6 +90,40 @@ class OneChannel:
     def save(self, value: Value) -> Value:
         """Put it back."""
         return _dense(value)[:, None]
+
+
+@dataclass(frozen=True)
+class Stacks:
+    """Their (count, rows, cols) are matrices that we keep one under the other (experts in GGUF)."""
+
+    count: int
+
+    def load(self, value: Value) -> Value:
+        """(count, rows, cols) -> (count * rows, cols), packed rows as they are."""
+        if len(value.shape) != 3 or value.shape[0] != self.count:
+            raise FormatError(f"{self.count} experts cannot be of shape {tuple(value.shape)}")
+        if isinstance(value, Packed):
+            return replace(value, data=value.data.flatten(0, 1))
+        return value.flatten(0, 1)
+
+    def save(self, value: Value) -> Value:
+        """Back."""
+        if isinstance(value, Packed):
+            return replace(value, data=value.data.unflatten(0, (self.count, -1)))
+        return value.unflatten(0, (self.count, -1))
+
+
+@dataclass(frozen=True)
+class OneRow:
+    """Their vector is our matrix of one row."""
+
+    def load(self, value: Value) -> Value:
+        """(width,), or the matrix itself, -> (1, width)."""
+        return _dense(value).reshape(1, -1)
+
+    def save(self, value: Value) -> Value:
+        """(1, width) -> (width,)."""
+        return _dense(value)[0]
 
 
 def numbered(count: int) -> str:

@@ -17,6 +17,7 @@ from keifu.families._gguf_arch import (
     Own,
     Tensors,
 )
+from keifu.families._gguf_experts import ExpertWidths, expert_rules
 from keifu.families._gguf_rope import RopeKeys
 
 _WINDOW = "attention.sliding_window"
@@ -142,7 +143,7 @@ def _paired_rows(family: Any) -> tuple[Rule, ...]:
     """LLaMA's queries and keys are permuted: GGUF turns neighbouring pairs, we turn halves."""
     pieces = {"q": half_to_pairs(family.heads), "k": half_to_pairs(family.kv_heads)}
     qkv = Rule("blk.{i}.attn_{q,k,v}.{p}", "blocks.{i}.mixer.qkv.{p}", pieces=pieces)
-    return (qkv,)
+    return (qkv, *expert_rules(family))
 
 
 def _fused(family: Any) -> tuple[Rule, ...]:
@@ -162,6 +163,7 @@ def _ones_added(family: Any) -> tuple[Rule, ...]:
                  for theirs, ours in norms)  # fmt: skip
 
 
+_EXPERTS = {"expert_used_count": "num_experts_per_tok"}
 _BIAS = {"blk.0.attn_q.bias": "attention_bias"}
 _ROPE = RopeKeys()
 _GEMMA = Arch(
@@ -185,11 +187,20 @@ _QWEN2 = Arch(
     family="qwen2",
     also=(_ROPE, WindowKeys(by_layer=True)),
 )
+_QWEN2_MOE = replace(
+    _QWEN2,
+    family="qwen2-moe",
+    keys=_QWEN2.keys | _EXPERTS | {"expert_count": "num_experts"},
+    fixed={"qkv_bias": True, "norm_topk_prob": False},
+    also=(*_QWEN2.also, ExpertWidths(shared=True)),
+    rules=expert_rules,
+)
 
 LLAMA_ARCHS = {
     "llama": Arch(
         family="llama",
-        relatives={_WINDOW: "mistral"},
+        relatives={"expert_count": "mixtral", _WINDOW: "mistral"},
+        optional=GROUPS | HEAD | _EXPERTS | {"expert_count": "num_local_experts"},
         present={**_BIAS, "blk.0.ffn_gate.bias": "mlp_bias"},
         also=(_ROPE, WindowKeys()),
         rules=_paired_rows,
@@ -203,7 +214,15 @@ LLAMA_ARCHS = {
         rules=_fused,
     ),
     "qwen2": _QWEN2,
+    "qwen2moe": _QWEN2_MOE,
     "qwen3": replace(_QWEN2, family="qwen3", present=_BIAS),
+    "qwen3moe": replace(
+        _QWEN2_MOE,
+        family="qwen3-moe",
+        fixed={"norm_topk_prob": True},
+        present=_BIAS,
+        also=(*_QWEN2.also, ExpertWidths()),
+    ),
     "gemma": _GEMMA,
     "gemma2": _GEMMA2,
     "gemma3": replace(

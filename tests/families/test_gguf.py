@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,20 @@ from typing import Any
 import gguf
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from gguf import GGUFReader
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from keifu.checkpoints.gguf import GGUFFile, write_gguf
 from keifu.checkpoints.transfer import empty
-from keifu.core.errors import ConfigError
+from keifu.core.errors import ConfigError, KeifuError
 from keifu.families import Family, families
 from keifu.families._gguf import ARCHS, arch_for, metadata_of, names_of
 from keifu.families._gguf_llama import LLAMA_ARCHS
 from keifu.families._gguf_rope import recover
 from keifu.families._load import build_model, open_checkpoint
 from keifu.families.llama import Llama
+from keifu.nn.kernels.formats import Packed
+from keifu.nn.linear import Weight
 from keifu.nn.rotary import DynamicNTK, LinearScaling, Llama3, LongRope, YaRN, frequencies
 from keifu.nn.stack import StackModule
 from tests.families.parity import tokens
@@ -37,6 +41,8 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-yarn-all": ("llama", {"scaling": YaRN(4.0, 16, beta_fast=16.0, beta_slow=2.0)}),
     "llama-3.1": ("llama", {"scaling": LLAMA3, "head_width": 32, "rope_base": 5e5}),
     "mistral": ("mistral", {}),
+    "mixtral": ("mixtral", {"window": None}),
+    "mixtral-slides": ("mixtral", {"tied": True}),
     "qwen": ("qwen", {}),
     "qwen2": ("qwen2", {"window": None, "local": (False, False)}),
     "qwen2-slides": ("qwen2", {}),
@@ -44,6 +50,9 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
         "qwen2",
         {"window": None, "local": (False, False), "scaling": YaRN(4.0, 16), "tied": True},
     ),
+    "qwen2-moe": ("qwen2-moe", {"dense": ()}),
+    "qwen2-moe-full": ("qwen2-moe", {"dense": (), "window": None, "local": (False,) * 3}),
+    "qwen3-moe": ("qwen3-moe", {"every": 1}),
     "qwen3": ("qwen3", {"window": None, "local": (False, False), "head_width": 16}),
     "qwen3-128": ("qwen3", {"window": None, "local": (False, False), "head_width": 128}),
     "gemma": ("gemma", {}),
@@ -121,8 +130,129 @@ def test_transformers_reads_the_same_model(name: str, tmp_path: Path) -> None:
     torch.testing.assert_close(theirs(ids).logits, model(ids).logits, atol=1e-4, rtol=1e-4)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["qwen2-moe-full", "qwen3-moe"])
+def test_transformers_reads_the_same_experts(name: str, tmp_path: Path) -> None:
+    """Given the config: its GGUF tables know no width of experts."""
+    family, model = made(name)
+    config = AutoConfig.for_model(**{**family.to_hf(), "pad_token_id": 0})
+    write(tmp_path / "m.gguf", family, model)
+    theirs = AutoModelForCausalLM.from_pretrained(
+        tmp_path, gguf_file="m.gguf", config=config, dtype=torch.float32
+    ).eval()
+    ids = tokens(96)
+    torch.testing.assert_close(theirs(ids).logits, model(ids).logits, atol=1e-4, rtol=1e-4)
+
+
 def test_every_architecture_is_tried() -> None:
     assert set(LLAMA_ARCHS) == {arch_for(family) for family, _ in CHANGES.values()}
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen2-moe", "qwen3-moe"])
+def test_tensors_of_experts_have_llama_cpps_names_and_shapes(name: str, tmp_path: Path) -> None:
+    """The names of the gguf package's tables; shapes as llama.cpp wants them."""
+    family, model = made(name)
+    found = {
+        t.name: t.shape.tolist() for t in GGUFReader(write(tmp_path / "m", family, model)).tensors
+    }
+    arch = gguf.MODEL_ARCH[arch_for(CHANGES[name][0]).upper()]
+    known = {gguf.TENSOR_NAMES[kind] for kind in gguf.MODEL_TENSORS[arch]}
+    assert {re.sub(r"^blk\.\d+", "blk.{bid}", n.rpartition(".")[0]) for n in found} <= known
+    sizes = vars(family)
+    width, experts = sizes["width"], sizes["experts"]
+    hidden = sizes.get("expert_hidden", sizes["hidden"])
+    wanted = {
+        "ffn_gate_inp": [width, experts],
+        "ffn_gate_exps": [width, hidden, experts],
+        "ffn_up_exps": [width, hidden, experts],
+        "ffn_down_exps": [hidden, width, experts],
+    }
+    if shared := sizes.get("shared_hidden"):
+        wanted |= {"ffn_gate_inp_shexp": [width], "ffn_down_shexp": [shared, width]}
+        wanted |= {"ffn_gate_shexp": [width, shared], "ffn_up_shexp": [width, shared]}
+    assert {key: found[f"blk.1.{key}.weight"] for key in wanted} == wanted
+    keys = GGUFFile(tmp_path / "m").metadata
+    prefix = keys["general.architecture"]
+    assert (keys[f"{prefix}.expert_count"], keys[f"{prefix}.expert_used_count"]) == (
+        experts, sizes["top"],
+    )  # fmt: skip
+    for key, ours in (
+        (gguf.Keys.LLM.EXPERT_FEED_FORWARD_LENGTH, "expert_hidden"),
+        (gguf.Keys.LLM.EXPERT_SHARED_FEED_FORWARD_LENGTH, "shared_hidden"),
+    ):
+        assert keys.get(key.format(arch=prefix)) == sizes.get(ours)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["mixtral", "qwen2-moe-full"])
+def test_packed_experts_are_read_as_gguf_decodes_them(name: str, tmp_path: Path) -> None:
+    """Experts in 8 bits: packed or decoded, each is what the gguf package's decoder makes of it."""
+    wide = {"hidden": 64} if name == "mixtral" else {"expert_hidden": 32, "shared_hidden": 64}
+    family, model = made(name, **wide)
+    file = GGUFFile(write(tmp_path / "m.gguf", family, model))
+    tensors = [
+        (n, Packed.quantize(v, "q8_0") if "_exps" in n and isinstance(v, torch.Tensor) else v)
+        for n, v in ((n, file.read(n)) for n in file.names())
+    ]
+    assert sum(isinstance(v, Packed) and len(v.shape) == 3 for _, v in tensors) >= 6
+    write_gguf(tmp_path / "q.gguf", file.metadata, tensors)
+    read = open_checkpoint(tmp_path / "q.gguf")
+    exact, packed = build_model(read), build_model(read, precision="default")
+    for t in GGUFReader(tmp_path / "q.gguf").tensors:
+        if "_exps" in t.name:
+            block, kind = t.name.split(".")[1], t.name.split("_")[1]
+            ours = f"blocks.{block}.mlp.experts.{kind}"
+            theirs = torch.from_numpy(gguf.dequantize(t.data, t.tensor_type)).flatten(0, 1)
+            for each in (exact, packed):
+                owner = each.get_submodule(ours)
+                assert isinstance(owner, Weight)
+                torch.testing.assert_close(owner.dense(), theirs, atol=0, rtol=0)
+            assert packed.get_submodule(ours).weight is None, "it stays packed, in the file"
+    again = dict(empty(packed, names_of(ARCHS[arch_for(CHANGES[name][0])], family)))
+    assert all(
+        torch.equal(again[n].data, v.data) and again[n].shape == v.shape  # type: ignore[union-attr]
+        for n, v in tensors
+        if isinstance(v, Packed)
+    )
+    ids = tokens(96)
+    away = (packed(ids).logits - exact(ids).logits).abs()
+    assert away.median() < 0.05, "all but tokens whose experts bfloat16 chooses otherwise"
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (
+            {"expert_count": 4},
+            r"ffn_gate_inp.weight has shape \[\(5, 32\)\], but .* needs \(4, 32\)",
+        ),
+        ({"expert_count": 0}, r"expert_count=0 is not allowed: a whole number from 1"),
+        ({"expert_count": None}, r"qwen2moe.expert_count is missing"),
+        ({"expert_used_count": 9}, r"9"),
+        ({"expert_feed_forward_length": 24}, r"=24 is not allowed: blk.0.ffn_gate_exps.weight has"),
+        ({"expert_shared_feed_forward_length": 1}, r"=1 is not allowed: blk.0.ffn_gate_shexp"),
+    ],
+)
+def test_experts_that_contradict_their_tensors_are_refused(
+    change: dict[str, Any], why: str, tmp_path: Path
+) -> None:
+    family, model = made("qwen2-moe")
+    keys = {f"qwen2moe.{key}": value for key, value in change.items()}
+    path = write(tmp_path / "m.gguf", family, model, keys)
+    with pytest.raises(KeifuError, match=why) as told:
+        build_model(open_checkpoint(path))
+    assert "\n" not in str(told.value)
+
+
+@torch.no_grad()
+def test_older_files_say_the_experts_widths_by_their_tensors(tmp_path: Path) -> None:
+    family, model = made("qwen2-moe")
+    keys = ("expert_feed_forward_length", "expert_shared_feed_forward_length")
+    path = write(tmp_path / "m.gguf", family, model, {f"qwen2moe.{key}": None for key in keys})
+    read = open_checkpoint(path)
+    assert read.family.spec() == family.spec()
+    ids = tokens(96)
+    torch.testing.assert_close(build_model(read)(ids).logits, model(ids).logits)
 
 
 @pytest.mark.parametrize("width", [64, 96, 128, 256])
@@ -173,6 +303,11 @@ def test_other_factors_are_kept_as_numbers(tmp_path: Path) -> None:
         ("llama", {"act": "gelu_tanh"}, "act"),
         ("qwen", {"logn": False}, "logn"),
         ("gemma2", {"softcap": None}, "softcap"),
+        ("qwen2-moe", {"renormalise": True}, "renormalise"),
+        ("qwen2-moe", {"qkv_bias": False}, "qkv_bias"),
+        ("qwen2-moe", {"dense": (0,)}, "dense"),
+        ("qwen3-moe", {"renormalise": False}, "renormalise"),
+        ("qwen3-moe", {"every": 2}, "every"),
     ],
 )
 def test_what_gguf_cannot_say_is_refused(
