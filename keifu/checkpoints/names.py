@@ -110,7 +110,8 @@ class Stacks:
         """Back."""
         if isinstance(value, Packed):
             return replace(value, data=value.data.unflatten(0, (self.count, -1)))
-        return value.unflatten(0, (self.count, -1))
+        out: Tensor = value.unflatten(0, (self.count, -1))
+        return out
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from keifu.checkpoints.names import Rule, Shift, half_to_pairs
 from keifu.families._gguf_arch import (
     GROUPS,
     HEAD,
+    RMS,
     SIZES,
     STANDARD,
     Arch,
@@ -190,7 +191,7 @@ _QWEN2 = Arch(
 _QWEN2_MOE = replace(
     _QWEN2,
     family="qwen2-moe",
-    keys=_QWEN2.keys | _EXPERTS | {"expert_count": "num_experts"},
+    keys=SIZES | RMS | _EXPERTS | {"expert_count": "num_experts"},
     fixed={"qkv_bias": True, "norm_topk_prob": False},
     also=(*_QWEN2.also, ExpertWidths(shared=True)),
     rules=expert_rules,
