@@ -8,6 +8,16 @@ import pytest
 
 pytest_plugins = ("tests.proofs",)
 
+SLOW = 1800
+"""Seconds that a slow test may take, on a machine that others use too."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests have a longer limit."""
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.timeout(SLOW))
+
 
 @pytest.fixture(scope="session")
 def smollm2() -> Path:

@@ -360,7 +360,6 @@ def test_real_weights_as_a_folder_are_the_same_in_transformers(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_the_default_model_as_a_folder_is_the_same_in_transformers(
     smollm2: Path, tmp_path: Path
 ) -> None:

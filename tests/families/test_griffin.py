@@ -159,7 +159,6 @@ def test_the_state_is_as_large_after_ten_thousand_tokens(pattern: tuple[str, ...
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize("pattern", BOTH, ids=["griffin", "hawk"])
 def test_a_token_costs_the_same_after_64k_tokens(pattern: tuple[str, ...]) -> None:
     """At 4K, 16K and 64K tokens, bytes and processor time within 15 %.

@@ -326,7 +326,6 @@ def test_what_does_not_fit_is_said() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_decoding_costs_the_same_at_any_length() -> None:
     """Time within 15 % and as many bytes after 4,096, 16,384 and 65,536 tokens.
 
@@ -345,7 +344,6 @@ def test_decoding_costs_the_same_at_any_length() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_the_average_reaches_across_chunks_and_without_it_nothing_does() -> None:
     from recipes.delay import accuracy
 

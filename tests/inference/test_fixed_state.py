@@ -73,7 +73,6 @@ def fed(model: StackModule, pool: StatePool, state: RequestState, count: int, at
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_token_costs_the_same_after_64k_tokens(name: str) -> None:
     """Means over whole windows within 15 %; the lengths take turns, so that noise is shared."""

@@ -13,7 +13,6 @@ KEYS, VALUES, LAG = TASK.keys, TASK.values, TASK.lag
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_hyena_recalls_and_short_filters_do_not() -> None:
     from recipes.associative_recall import accuracy, train
 

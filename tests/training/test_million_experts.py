@@ -20,7 +20,6 @@ def test_both_layers_use_as_many_parameters_for_a_token() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_peer_knows_every_fact_and_a_dense_layer_does_not() -> None:
     assert recipe.knows(recipe.EXPERTS) > 0.99
     assert recipe.knows(recipe.dense()) < 0.85

@@ -6,7 +6,6 @@ import pytest
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_an_lstm_remembers_over_a_lag_of_fifty_and_an_rnn_does_not() -> None:
     from recipes.copy_task import accuracy
 
@@ -15,7 +14,6 @@ def test_an_lstm_remembers_over_a_lag_of_fifty_and_an_rnn_does_not() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_ulmfit_with_100_labels_beats_the_same_classifier_from_scratch() -> None:
     from recipes.ulmfit import run
 
@@ -25,7 +23,6 @@ def test_ulmfit_with_100_labels_beats_the_same_classifier_from_scratch() -> None
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_mamba_learns_selective_copying_and_s4d_does_not() -> None:
     from recipes.selective_copying import accuracy, train
 

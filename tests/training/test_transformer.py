@@ -31,7 +31,6 @@ def test_the_two_languages_by_hand() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_a_small_transformer_translates_what_it_never_read(tmp_path: Path) -> None:
     """400 held-out numbers: more than 99 % right to the last token, greedily and with the paper's
     search."""

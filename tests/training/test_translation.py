@@ -36,7 +36,6 @@ def test_digits_are_reversed_and_the_alignment_runs_against_the_source(tmp_path:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_numbers_become_words_without_attention(tmp_path: Path) -> None:
     """Sutskever's network: all that the decoder knows is the encoder's last state."""
     from recipes.translation import learn
@@ -49,7 +48,6 @@ def test_numbers_become_words_without_attention(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_tones_are_written_down_without_a_wrong_letter(tmp_path: Path) -> None:
     """New strings, longer and noisier than any that was learnt."""
     from recipes.speech import learn
