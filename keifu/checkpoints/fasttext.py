@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from keifu.checkpoints.atomic import written
 from keifu.checkpoints.word2vec import LONGEST, MOST_WIDE, Reading, refuse_nonfinite
+from keifu.core.atomic import written
 from keifu.core.errors import FormatError, KeifuError
 
 MAGIC = 793712314

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from keifu.checkpoints.gguf_header import ALIGNMENT, DENSE, MAGIC, MAX_NAME, TYPE_IDS, shown
 from keifu.checkpoints.gguf_metadata import ARRAY, BOOL, CODES, KINDS, STRING, Metadata, Value
+from keifu.core.atomic import written
 from keifu.core.errors import KeifuError
 from keifu.nn.kernels.formats import Packed
 
@@ -41,22 +42,13 @@ def write_gguf(
     typed = metadata.typed() if isinstance(metadata, Metadata) else metadata
     keys = b"".join(_key(name, value) for name, value in typed.items())
     alignment = _alignment(typed.get("general.alignment", ALIGNMENT))
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with tempfile.TemporaryFile(dir=target.parent) as data, open(temporary, "wb") as file:
-            infos = _spool(data, tensors, alignment)
-            file.write(MAGIC + struct.pack("<IQQ", 3, len(infos), len(typed)) + keys)
-            file.write(b"".join(infos))
-            file.write(bytes(-file.tell() % alignment))
-            data.seek(0)
-            shutil.copyfileobj(data, file, _BLOCK)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except OSError as refused:
-        raise KeifuError(f"cannot write {target}: {refused.strerror or refused}") from refused
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written(target) as file, tempfile.TemporaryFile(dir=target.parent) as data:
+        infos = _spool(data, tensors, alignment)
+        file.write(MAGIC + struct.pack("<IQQ", 3, len(infos), len(typed)) + keys)
+        file.write(b"".join(infos))
+        file.write(bytes(-file.tell() % alignment))
+        data.seek(0)
+        shutil.copyfileobj(data, file, _BLOCK)
 
 
 def _spool(

@@ -7,7 +7,6 @@ small file that claims a large array) are refused before anything is allocated.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from keifu.core.atomic import written
 from keifu.core.errors import FormatError, KeifuError
 
 MOST = 4096
@@ -108,15 +108,6 @@ def write_hdf5(path: Path, tensors: Iterable[tuple[str, Tensor]] | Mapping[str, 
     """A file with these data sets, float32, whole or not at all."""
     h5py = _h5py()
     pairs = tensors.items() if isinstance(tensors, Mapping) else tensors
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with h5py.File(temporary, "w") as out:
-            for name, value in pairs:
-                out.create_dataset(name, data=value.detach().to(torch.float32).cpu().numpy())
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as refused:
-        raise KeifuError(f"cannot write {path}: {refused.strerror or refused}") from refused
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written(path) as file, h5py.File(file.name, "w") as out:
+        for name, value in pairs:
+            out.create_dataset(name, data=value.detach().to(torch.float32).cpu().numpy())

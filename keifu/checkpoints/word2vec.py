@@ -17,7 +17,7 @@ from typing import BinaryIO, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from keifu.checkpoints.atomic import written
+from keifu.core.atomic import written
 from keifu.core.errors import FormatError, KeifuError, unknown
 
 F32: TypeAlias = NDArray[np.float32]

@@ -155,7 +155,7 @@ def _write(output: Path, texts: list[str], found: Embeddings) -> None:
     """A matrix, or one object a text; there whole or not at all."""
     import numpy as np
 
-    from keifu.checkpoints.atomic import written
+    from keifu.core.atomic import written
 
     with written(output) as file:
         if output.suffix == ".npy":

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from keifu.checkpoints.atomic import written as whole
+from keifu.core.atomic import written as whole
 from keifu.core.errors import KeifuError
 from keifu.evaluation.findings import Column, Findings, Heat, Lines, Row, written
 

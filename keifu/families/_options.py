@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from keifu.checkpoints.hdf5 import HDF5Source, write_hdf5
 from keifu.checkpoints.source import inside, read_json
 from keifu.checkpoints.tensorflow import SplitSource, joined
 from keifu.checkpoints.transfer import empty
+from keifu.core.atomic import write_text
 from keifu.core.errors import ConfigError, KeifuError, nearest
 
 if TYPE_CHECKING:
@@ -131,11 +131,6 @@ def save_elmo(folder: str | Path, family: Elmo, model: nn.Module) -> Path:
     """Write `options.json` and `weights.hdf5`, which AllenNLP reads; the task's mix beside them."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{OPTIONS}.{os.getpid()}.tmp"
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(family.to_hf(), indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, folder / OPTIONS)
+    write_text(folder / OPTIONS, json.dumps(family.to_hf(), indent=2) + "\n")
     write_hdf5(folder / WEIGHTS, joined(empty(model, family.names())))
     return folder

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from torch import Tensor, nn
 
 from keifu.checkpoints.safetensors import Planned, write_safetensors
 from keifu.checkpoints.transfer import empty
+from keifu.core.atomic import write_text
 from keifu.core.errors import KeifuError
 from keifu.families._family import Family
 from keifu.text.tokenizer import Tokenizer
@@ -45,24 +44,12 @@ def save_model(
         tensors.append(Planned.of(name, value.contiguous()))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / "config.json", {**ids, **(settings or {}), **family.to_hf()})
+        config = {**ids, **(settings or {}), **family.to_hf()}
+        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+        write_text(folder / "config.json", text)
         if tokenizer is not None:
             tokenizer.save(folder)
     except OSError as refused:
         raise KeifuError(f"cannot write {folder}: {refused.strerror or refused}") from refused
     write_safetensors(folder, tensors)
     return folder
-
-
-def _write(path: Path, value: Mapping[str, Any]) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import struct
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from keifu.core.atomic import written
 from keifu.core.errors import FormatError, KeifuError
 
 PCM, FLOAT, EXTENSIBLE = 1, 3, 0xFFFE
@@ -155,7 +155,6 @@ def _samples(raw: bytes, layout: _Layout) -> np.ndarray:
 
 def write_wav(path: str | Path, sound: Sound) -> None:
     """Write 16-bit PCM; samples beyond full scale are clipped. The file is whole or not there."""
-    path = Path(path)
     if not math.isfinite(float(sound.samples.abs().sum())):
         raise KeifuError("the sound has values that are not numbers")
     whole = (sound.samples.double() * 32768).round().clamp(-32768, 32767)
@@ -163,12 +162,5 @@ def write_wav(path: str | Path, sound: Sound) -> None:
     layout = struct.pack("<HHIIHH", PCM, 1, sound.rate, sound.rate * 2, 2, 16)
     head = b"RIFF" + struct.pack("<I", 36 + len(data)) + b"WAVE"
     body = b"fmt " + struct.pack("<I", 16) + layout + b"data" + struct.pack("<I", len(data))
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        try:
-            file.write(head + body + data)
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+    with written(path) as file:
+        file.write(head + body + data)

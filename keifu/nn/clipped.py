@@ -9,10 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from keifu.nn.linear import Linear
-from keifu.nn.part import Part
-from keifu.nn.recurrent import _LSTM, LSTM, Carry, backwards
-from keifu.nn.state import Handle
-from keifu.nn.step import Step
+from keifu.nn.recurrent import _LSTM, LSTM, Bidirectional, Carry
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,28 +57,10 @@ def _clamped(x: Tensor, most: float | None) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Apart(Part):
+class Apart(Bidirectional):
     """Two directions that never see each other: each reads and writes its half of the stream."""
 
-    along: Part
-    against: Part
-
-    def build(self) -> nn.Module:
-        """`along` and `against`."""
-        return _Apart(self)
-
-
-class _Apart(nn.Module):
-    def __init__(self, spec: Apart) -> None:
-        super().__init__()
-        self.spec = spec
-        self.along, self.against = spec.along.build(), spec.against.build()
-
-    def forward(self, x: Tensor, step: Step, state: Handle | None) -> Tensor:
-        """x (tokens, 2 * width) -> (tokens, both outputs)."""
-        if state is not None:
-            raise ValueError("a bidirectional mixer keeps no state")
+    def parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x (tokens, 2 * width) -> a half for each."""
         first, second = x.chunk(2, dim=-1)
-        turned = backwards(step)
-        back = self.against(second[turned], step, None)[turned]
-        return torch.cat([self.along(first, step, None), back], dim=-1)
+        return first, second

@@ -296,6 +296,10 @@ class Bidirectional(Part):
         """`along` and `against`."""
         return _Bidirectional(self)
 
+    def parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What each of them reads: all of it."""
+        return x, x
+
 
 class _Bidirectional(nn.Module):
     def __init__(self, spec: Bidirectional) -> None:
@@ -307,6 +311,7 @@ class _Bidirectional(nn.Module):
         """x (tokens, width) -> (tokens, both widths)."""
         if state is not None:
             raise ValueError("a bidirectional mixer keeps no state")
+        first, second = self.spec.parts(x)
         turned = backwards(step)
-        back = self.against(x[turned], step, None)[turned]
-        return torch.cat([self.along(x, step, None), back], dim=-1)
+        back = self.against(second[turned], step, None)[turned]
+        return torch.cat([self.along(first, step, None), back], dim=-1)

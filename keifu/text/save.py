@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
+from keifu.core.atomic import write_text
 from keifu.text.marks import ROLES, Marks
 
 
@@ -40,16 +39,16 @@ def save(
     }
     whole = json.loads(rust.to_str())
     whole["post_processor"] = _around(marks, token)
-    _write(folder / "tokenizer.json", json.dumps(whole, ensure_ascii=False))
-    _write(folder / "tokenizer_config.json", json.dumps(config, ensure_ascii=False, indent=2))
-    _write(folder / "special_tokens_map.json", json.dumps(names, ensure_ascii=False, indent=2))
+    write_text(folder / "tokenizer.json", json.dumps(whole, ensure_ascii=False))
+    write_text(folder / "tokenizer_config.json", json.dumps(config, ensure_ascii=False, indent=2))
+    write_text(folder / "special_tokens_map.json", json.dumps(names, ensure_ascii=False, indent=2))
     for name, source in marks.templates.items():
         if name == "default":
-            _write(folder / "chat_template.jinja", source)
+            write_text(folder / "chat_template.jinja", source)
         else:
             more = folder / "additional_chat_templates"
             more.mkdir(exist_ok=True)
-            _write(more / f"{name}.jinja", source)
+            write_text(more / f"{name}.jinja", source)
 
 
 def _around(marks: Marks, token: Callable[[int], str]) -> dict[str, Any] | None:
@@ -80,18 +79,3 @@ def _around(marks: Marks, token: Callable[[int], str]) -> dict[str, Any] | None:
             token(i): {"id": token(i), "ids": [i], "tokens": [token(i)]} for i in sorted(used)
         },
     }
-
-
-def _write(path: Path, content: str) -> None:
-    """Replace a file in one step."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise

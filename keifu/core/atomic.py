@@ -30,3 +30,9 @@ def written(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         raise KeifuError(f"cannot write {target}: {refused.strerror or refused}") from refused
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """A text in UTF-8, whole or not at all. KeifuError as above."""
+    with written(path) as file:
+        file.write(text.encode("utf-8"))
