@@ -140,7 +140,10 @@ def _silent(text: str) -> None:
 
 app = Probes(
     "probe",
-    {name: Verb(__name__, "What to ask", probes[name].title) for name in probes},
+    {
+        name: Verb(f"{probes[name].__module__}:probe", "What to ask", probes[name].title)
+        for name in probes
+    },
     help="Put a question to a model at every point of a grid: length, depth, pairs.",
     epilog=EXAMPLES,
     subcommand_metavar="PROBE [MODEL...]",

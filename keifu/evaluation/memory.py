@@ -8,7 +8,7 @@ import random
 import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from keifu.core.errors import KeifuError
 from keifu.data.symbolic import FILE, Task, task_of
@@ -28,7 +28,10 @@ VERBS = {"associative-recall": "recall", "selective-copying": "copying", "needle
 """Which probe asks a task."""
 
 
-def trained_on(subject: Subject, wanted: type[Task]) -> Task | None:
+T = TypeVar("T", bound=Task)
+
+
+def trained_on(subject: Subject, wanted: type[T]) -> T | None:
     """The task that a checkpoint of symbols was trained on; None for a model of text.
 
     Raises:

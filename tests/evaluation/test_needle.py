@@ -143,7 +143,7 @@ def test_a_damaged_ledger_is_named(tmp_path: Path) -> None:
         ({"depths": (120.0,)}, "--depths 120 is not allowed: from 0 to 100"),
         ({"depths": (float("nan"),)}, "--depths nan is not allowed"),
         ({"lengths": (8,)}, "--lengths 8 is not allowed"),
-        ({"lengths": ()}, "--lengths is empty"),
+        ({"depths": ()}, "--depths is empty"),
         ({"lengths": (64, 64)}, "--lengths has a value twice"),
         ({"samples": 0}, "--samples 0 is not allowed"),
         ({"needle": "x"}, "go together: give all three"),

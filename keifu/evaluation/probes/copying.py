@@ -60,7 +60,6 @@ class Copying(Probe):
         if task is None:
             asked = self.lengths or (8, 16, 32, 64)
             return Words(subject.lm, "length", asked, self.rows or 8, self.seed)
-        assert isinstance(task, SelectiveCopying)
         room = subject.lm.context - task.count - 1
         fit = [n * task.length for n in (1, 2, 4, 8) if n * task.length <= room]
         variants = [{"length": length} for length in self.lengths or fit]

@@ -15,13 +15,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from keifu.core.errors import ContextLengthError, KeifuError
+from keifu.data.symbolic import Needle as Task
 from keifu.evaluation.findings import Column, Heat, Row, finite
 from keifu.evaluation.hay import digest, fitted, hay, hidden
-from keifu.evaluation.probe import Probe, Subject, check_list
+from keifu.evaluation.memory import Symbols, trained_on
+from keifu.evaluation.probe import Probe, Subject, Trial, check_list
 from keifu.inference.request import Message
 
 ASK = "Read the text. Then answer the question about it in a few words."
 CITIES = "Oslo Lima Quito Cairo Hanoi Riga Accra Perth Turin Kyoto Bergen Porto Dakar Sofia".split()
+LENGTHS = (512, 1024, 2048)
 OTHERS = 3
 """Wrong numbers that the right one is weighed against."""
 
@@ -52,12 +55,13 @@ class Needle(Probe):
     model thinks the right number likelier than wrong ones, and `margin` by how much (nats).
     """
 
-    lengths: tuple[int, ...] = field(default=(512, 1024, 2048), metadata={"commas": True})
-    """Tokens of the prompt, with commas"""
+    lengths: tuple[int, ...] = field(default=(), metadata={"commas": True})
+    """Tokens of the prompt, with commas (default: 512,1024,2048; of symbols as many as it was
+    trained on, 2 and 4 times that)"""
     depths: tuple[float, ...] = field(default=(0, 25, 50, 75, 100), metadata={"commas": True})
     """Where the needle stands, in per cent of the text, with commas"""
-    samples: int = 1
-    """Needles a length and depth"""
+    samples: int | None = None
+    """Needles a length and depth (default: 1; of symbols 256)"""
     needle: str = ""
     """Hide this sentence (default: a magic number of a city, another each time)"""
     question: str = ""
@@ -96,12 +100,12 @@ class Needle(Probe):
     )
 
     def __post_init__(self) -> None:
-        check_list("lengths", self.lengths, 16, 1 << 24)
+        if self.lengths:
+            check_list("lengths", self.lengths, 16, 1 << 24)
         check_list("depths", self.depths, 0, 100)
-        for name, most in (("samples", 1000), ("max_tokens", 4096), ("parallel", 256)):
-            if not 1 <= getattr(self, name) <= most:
-                flag = name.replace("_", "-")
-                raise KeifuError(f"--{flag} {getattr(self, name)} is not allowed: 1 to {most}")
+        check_list("samples", (1 if self.samples is None else self.samples,), 1, 100_000)
+        check_list("max-tokens", (self.max_tokens,), 1, 4096)
+        check_list("parallel", (self.parallel,), 1, 256)
         own = (self.needle, self.question, self.answer)
         if any(own) != all(own):
             raise KeifuError("--needle, --question and --answer go together: give all three")
@@ -128,33 +132,47 @@ class Needle(Probe):
             tuple(numbers[1:]),
         )
 
-    def begin(self, subject: Subject) -> Search:
-        """The hay read, every length known to fit."""
+    def begin(self, subject: Subject) -> Trial:
+        """The hay read, every length known to fit; in symbols if it was trained on them."""
+        if (task := trained_on(subject, Task)) is not None:
+            room = subject.lm.context
+            fit = [n * task.length for n in (1, 2, 4) if n * task.length <= room]
+            variants = [
+                {"length": length, "depth": round(depth)}
+                for length in self.lengths or fit
+                for depth in self.depths
+            ]
+            rows = self.samples or 256
+            return Symbols(subject, task, variants, measure="found", rows=rows, seed=self.seed)
+        return self._in_text(subject)
+
+    def _in_text(self, subject: Subject) -> Search:
         text, lm = hay(self.hay), subject.lm
         if self.answer and self.answer in text:
             raise KeifuError(f"the hay holds the answer {self.answer!r} itself: give another")
-        for length in self.lengths:
+        lengths = self.lengths or LENGTHS
+        for length in lengths:
             if lm.context and length + self.max_tokens > lm.context:
                 raise KeifuError(
                     f"--lengths {length} with {self.max_tokens} tokens of answer is more than the "
                     f"{lm.context} tokens that {subject.name} holds"
                 )
-        return Search(self, subject, text)
+        return Search(self, subject, text, lengths)
 
 
 class Search:
     """One model looking for needles."""
 
-    def __init__(self, probe: Needle, subject: Subject, text: str) -> None:
+    def __init__(self, probe: Needle, subject: Subject, text: str, lengths: Sequence[int]) -> None:
         self.probe, self.lm, self.text = probe, subject.lm, text
         self.notes: list[str] = []
         self.settings: Row = {"hay": digest(text)}
         self._scores = probe.score
         self.cells: Sequence[Row] = [
             {"length": length, "depth": depth, "sample": sample}
-            for length in probe.lengths
+            for length in lengths
             for depth in probe.depths
-            for sample in range(probe.samples)
+            for sample in range(probe.samples or 1)
         ]
 
     async def look(self, cell: Row) -> Row:

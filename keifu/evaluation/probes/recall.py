@@ -58,7 +58,6 @@ class Recall(Probe):
             return Words(
                 subject.lm, "pairs", self.pairs or (2, 4, 8, 16), self.rows or 8, self.seed
             )
-        assert isinstance(task, AssociativeRecall)
         for pairs in self.pairs:
             if pairs > task.keys:
                 raise KeifuError(f"--pairs {pairs}: {subject.name} knows only {task.keys} keys")
