@@ -6,8 +6,9 @@ import asyncio
 import dataclasses
 import random
 import re
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from keifu.core.errors import KeifuError
@@ -106,7 +107,17 @@ class Symbols:
         return [t.top[0].id if t.top else -1 for t in done.prompt_logprobs or ()]
 
 
-class InWords:
+@dataclass(frozen=True)
+class Question:
+    """A prompt and the words that answer it, in their order."""
+
+    prompt: str
+    answer: Sequence[str]
+    echo: frozenset[str] = frozenset()
+    """Words that an answer may repeat from the question."""
+
+
+class InWords(ABC):
     """The same question put to a model of text, in common words."""
 
     notes: Sequence[str] = ()
@@ -119,14 +130,15 @@ class InWords:
         ]
 
     @abstractmethod
-    def question(self, size: int, drawn: random.Random) -> tuple[str, list[str]]:
-        """A prompt, and the words that answer it in their order."""
+    def question(self, size: int, drawn: random.Random) -> Question:
+        """What is asked at this size."""
 
     async def look(self, cell: Row) -> Row:
         """The share of the answer's words that are right, each in its place."""
         size = cell[self.axis]
         assert isinstance(size, int)
-        prompt, answer = self.question(size, random.Random(f"{self.seed} {sorted(cell.items())}"))
+        asked = self.question(size, random.Random(f"{self.seed} {sorted(cell.items())}"))
+        prompt, answer = asked.prompt, asked.answer
         options: dict[str, Any] = {"max_tokens": 8 * len(answer) + 8, "temperature": 0}
         if self.lm.has_template:
             messages = [{"role": "user", "content": prompt}]
@@ -135,9 +147,10 @@ class InWords:
         else:
             done = await self.lm.acomplete(prompt, stop="\n", **options)
             tokens = await asyncio.to_thread(self.lm.count_tokens, prompt)
-        said = [word for word in re.findall(r"\w+", done.text.lower()) if word in WORDS]
+        words = re.findall(r"\w+", done.text.lower())
+        said = [word for word in words if word in WORDS and word not in asked.echo]
         right = sum(a == b for a, b in zip(said, answer, strict=False))
         return {"tokens": tokens, "accuracy": right / len(answer), "asked": len(answer)}
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 (nothing to free)
         """Nothing is held."""

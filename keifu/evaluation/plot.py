@@ -118,7 +118,7 @@ def _dress(panel: Axes, findings: Findings, picture: Lines, column: Column) -> N
         panel.set_xscale("log", base=2)
         panel.set_yscale("log")
     panel.set_xticks(xs, [written(x, kind) for x in xs])
-    panel.minorticks_off()
+    panel.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
     if column.kind == "share":
         panel.set_ylim(-0.03, 1.03)
     unit = _LABELS[column.kind]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from keifu.data.symbolic import SelectiveCopying
 from keifu.evaluation.findings import Column, Lines
-from keifu.evaluation.memory import WORDS, InWords, Symbols, trained_on
+from keifu.evaluation.memory import WORDS, InWords, Question, Symbols, trained_on
 from keifu.evaluation.probe import Probe, Subject, Trial, check_list
 
 NOISE = "blah"
@@ -70,7 +70,7 @@ class Copying(Probe):
 class Words(InWords):
     """Words among noise."""
 
-    def question(self, size: int, drawn: random.Random) -> tuple[str, list[str]]:
+    def question(self, size: int, drawn: random.Random) -> Question:
         """Two examples, then a line of the given length."""
         lines = []
         words: list[str] = []
@@ -83,7 +83,7 @@ class Words(InWords):
             lines.append(f"Line: {' '.join(line)}\nWords: {' '.join(words)}")
         shown = "\n\n".join(lines)
         ask = f"Copy the words of the last line in their order, without {NOISE}.\n\n{shown}"
-        return ask[: ask.rindex("Words:") + len("Words:")], words
+        return Question(ask[: ask.rindex("Words:") + len("Words:")], words)
 
 
 probe = Copying

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from keifu.core.errors import KeifuError
 from keifu.data.symbolic import AssociativeRecall
 from keifu.evaluation.findings import Column, Lines
-from keifu.evaluation.memory import WORDS, InWords, Symbols, trained_on
+from keifu.evaluation.memory import WORDS, InWords, Question, Symbols, trained_on
 from keifu.evaluation.probe import Probe, Subject, Trial, check_list
 
 
@@ -69,7 +69,7 @@ class Recall(Probe):
 class Words(InWords):
     """Pairs of words; one of them is asked."""
 
-    def question(self, size: int, drawn: random.Random) -> tuple[str, list[str]]:
+    def question(self, size: int, drawn: random.Random) -> Question:
         """The partners, an example of the first pair, the question."""
         words = drawn.sample(WORDS, 2 * size)
         pairs = list(zip(words[::2], words[1::2], strict=True))
@@ -77,8 +77,10 @@ class Words(InWords):
         told = "\n".join(f"{a}: {b}" for a, b in pairs)
         if self.lm.has_template:
             ask = f"Which word is the partner of {key}? Answer with that word alone."
-            return f"Each word has a partner:\n{told}\n\n{ask}", [value]
-        return f"{told}\n\nThe same again:\n{key}:", [value]
+            prompt = f"Each word has a partner:\n{told}\n\n{ask}"
+        else:
+            prompt = f"{told}\n\nThe same again:\n{key}:"
+        return Question(prompt, [value], echo=frozenset({key}))
 
 
 probe = Recall
