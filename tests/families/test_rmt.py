@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +20,23 @@ from transformers import (
     LlamaForCausalLM,
 )
 
+import keifu
 from keifu.checkpoints.transfer import fill
+from keifu.cli.main import main
 from keifu.core.errors import ConfigError, KeifuError
-from keifu.families import families
+from keifu.families import families, save_model
 from keifu.families._load import build_model, open_checkpoint
 from keifu.families._sides import for_task
 from keifu.families.bert import Bert
 from keifu.families.rmt import RMT
+from keifu.nn.losses import IGNORE
 from keifu.nn.segments import Segments, SegmentsModule
 from keifu.nn.stack import Stack
+from keifu.training import Sequences, Trainer, evaluate
+from keifu.training.loop import TrainOptions
+from keifu.training.objectives.causal_lm import CausalLM
+from keifu.training.optimizers.adam import Adam
+from recipes.char_lm import characters
 from tests.families.parity import Tensors, export, greedy, randomise, tokens
 
 MEMORY, SEGMENT = 3, 6
@@ -188,3 +198,64 @@ def test_any_decoder_of_one_stack_is_a_base() -> None:
         logits = model.initialise(seed=1, std=0.3).eval()(tokens(90, 2, 30)).logits
         assert logits is not None
         assert logits.isfinite().all()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved model of random weights that reads characters, trained on rows of 15 tokens."""
+    tokenizer = characters("abcdefgh .")
+    base = dataclasses.replace(families["gpt-2"].tiny(), vocab=len(tokenizer))
+    family = RMT(base=base, memory=3, segment=5, segments=3)
+    model: Any = family.spec().build()
+    model.initialise(seed=4, std=0.3)
+    return save_model(tmp_path_factory.mktemp("rmt") / "m", family, model.eval(), tokenizer)
+
+
+def test_a_saved_folder_is_read_far_beyond_any_context(folder: Path) -> None:
+    """In one batch with others, and the same as the model's whole sequences say."""
+    lm: Any = keifu.load(str(folder), precision="exact", ctx=4000, threads=1)
+    assert lm.context == 4000
+    model = build_model(open_checkpoint(folder))
+    texts = ["abc " * 150, "a", "hg fed." * 3]
+    streams = [lm.complete_stream(t, max_tokens=13, temperature=0) for t in texts]
+    for text, stream in zip(texts, streams, strict=True):
+        ids, new = lm.encode(text), list(stream.result().tokens)
+        logits = model(torch.tensor([*ids, *new[:-1]])).logits
+        assert logits[len(ids) - 1 :].argmax(-1).tolist() == new
+    lm.close()
+    lm = keifu.load(str(folder), threads=1)  # in bfloat16
+    assert lm.context == 15
+    assert len(lm.complete("abc", max_tokens=10).tokens) == 10
+    with pytest.raises(KeifuError, match="15"):
+        lm.complete("abc " * 20, max_tokens=10)
+    lm.close()
+
+
+@pytest.mark.parametrize("verb", ["complete", "chat"])
+def test_the_command_line_reads_it(
+    verb: str,
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
+    words = ["-m", str(folder), "--ctx", "900", "--max-tokens", "9", "--threads", "1"]
+    assert main([verb, *words, "--json", "hgf abc " * 90]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["usage"]["prompt_tokens"] > 700
+    assert answer["usage"]["completion_tokens"] == 9
+
+
+def test_it_trains_through_the_one_loop() -> None:
+    """An answer that only memory can give: two segments, one fact; minutes' worth in the recipe."""
+    family = RMT(base=dataclasses.replace(families["gpt-2"].tiny(), vocab=6), memory=2, segment=3)
+    model: Any = family.spec().build()
+    model.initialise(seed=0, std=0.1)
+    rows = [[fact, 4, 4, 5, fact] for fact in range(4)]
+    labels = [[IGNORE] * 4 + [row[-1]] for row in rows]
+    batch = Sequences.of(rows, labels)
+    options = TrainOptions(steps=150)
+    trainer = Trainer(model, CausalLM(), optimization=Adam(lr=5e-3), options=options)
+    trainer.fit(lambda epoch: [batch])
+    assert evaluate(model, CausalLM(), [batch])[1]["accuracy"] == 1.0
+    assert evaluate(model, CausalLM(), [batch])[0] < 0.1

@@ -17,7 +17,7 @@ from keifu.nn.stack import StackModule
 from keifu.nn.state import Fixed, RequestState, StatePool
 from tests.inference.test_engine import byte_tokenizer, reference
 
-NAMES = ("mamba", "falcon-mamba", "mamba2", "s4")
+NAMES = ("mamba", "falcon-mamba", "mamba2", "s4", "rmt")
 
 
 def made(name: str) -> StackModule:
