@@ -21,13 +21,14 @@ class Stage:
     """How many batches it lasts."""
 
 
-def growing(
-    stages: Sequence[Stage], make: Callable[[int, int], B]
-) -> Callable[[int], Iterator[B]]:
-    """Data for the loop: an epoch a stage; the last stage's size goes on in later epochs.
+def growing(stages: Sequence[Stage], make: Callable[[int, int], B]) -> Callable[[int], Iterator[B]]:
+    """Data for the loop, an epoch a stage; the last stage goes on in later epochs.
 
     Args:
         make: (size, number of the batch in the whole run) -> the batch, the same each time.
+
+    Returns:
+        What `Trainer.fit` takes: an epoch's number -> its batches.
     """
     if not stages or any(s.size < 1 or s.batches < 1 for s in stages):
         raise KeifuError("a curriculum needs a stage, each with a size and batches of 1 or more")
