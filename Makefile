@@ -16,7 +16,7 @@ test: .venv/.test
 	$(BIN)/keifu models pull minilm-l6-v2 --quiet
 	$(PYTEST) -n 2
 
-# About half an hour alone on two cores, 45 minutes beside other work; one after another, for some time things.
+# 42 minutes beside other work on two cores; one after another, since some of them measure time.
 test-slow: .venv/.test
 	$(BIN)/keifu models pull default --quiet
 	$(BIN)/keifu models pull minilm-l6-v2 --quiet
