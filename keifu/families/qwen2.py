@@ -22,6 +22,12 @@ def _slides(layer: int, config: Any) -> bool:
     return switched and layer >= int(config.get("max_window_layers", 28))
 
 
+WINDOWS = Windows(
+    rule=_slides, window=None, switch="use_sliding_window",
+    also=frozenset(("use_sliding_window", "max_window_layers")),
+)  # fmt: skip
+
+
 @dataclass(frozen=True, kw_only=True)
 class Qwen2(Llama):
     """Configuration; defaults are the published class's."""
@@ -39,12 +45,7 @@ class Qwen2(Llama):
         extra=(
             Act(),
             Rope(),
-            Windows(
-                rule=_slides,
-                window=None,
-                also=frozenset(("use_sliding_window", "max_window_layers")),
-                switch="use_sliding_window",
-            ),
+            WINDOWS,
         ),
     )
 

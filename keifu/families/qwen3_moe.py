@@ -6,11 +6,12 @@ biases, no shared expert.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from keifu.families._experts import Layers
-from keifu.families._fields import Act, Rope, Windows
+from keifu.families._fields import Act, Rope
+from keifu.families.qwen2 import WINDOWS
 from keifu.families.qwen2_moe import Qwen2MoE
 from keifu.families.qwen3 import Qwen3
 from keifu.nn.attention import Attention
@@ -43,12 +44,7 @@ class Qwen3MoE(Qwen2MoE, Qwen3):
         extra=(
             Act(),
             Rope(),
-            Windows(
-                rule=_slides,
-                window=None,
-                also=frozenset(("use_sliding_window", "max_window_layers")),
-                switch="use_sliding_window",
-            ),
+            replace(WINDOWS, rule=_slides),
             Layers(key="mlp_only_layers", ours="dense"),
         ),
     )

@@ -47,6 +47,7 @@ class GeminiLM(RemoteLM):
     """One Gemini model."""
 
     protocol: ClassVar[str] = "gemini"
+    embed_batch: ClassVar[int] = EMBED_BATCH
     vendor_url: ClassVar[str] = "https://generativelanguage.googleapis.com"
     url_variable: ClassVar[str] = "GOOGLE_GEMINI_BASE_URL"
 
@@ -87,25 +88,17 @@ class GeminiLM(RemoteLM):
         """Reads a stream of GenerateContentResponse."""
         return GeminiDecoder(self.transport)
 
-    async def aembed(self, texts: Sequence[Prompt]) -> list[list[float]]:
-        """`batchEmbedContents`, in batches."""
-        vectors: list[list[float]] = []
+    def embed_request(self, texts: Sequence[Prompt]) -> Call:
+        """`batchEmbedContents`."""
+        if not all(isinstance(t, str) for t in texts):
+            raise self.cannot("embed token ids", "give texts")
         name = f"models/{self.model}"
-        for start in range(0, len(texts), EMBED_BATCH):
-            batch = texts[start : start + EMBED_BATCH]
-            if not all(isinstance(t, str) for t in batch):
-                raise self.cannot("embed token ids", "give texts")
-            requests = [{"model": name, "content": {"parts": [{"text": t}]}} for t in batch]
-            path = self._path("batchEmbedContents")
-            answer = await self.on_loop(self.transport.json("POST", path, {"requests": requests}))
-            try:
-                found = [[float(v) for v in e["values"]] for e in answer["embeddings"]]
-            except (LookupError, TypeError, ValueError):
-                raise RemoteError(f"{self.name}: the embeddings answer is malformed") from None
-            if len(found) != len(batch):
-                raise RemoteError(f"{self.name}: {len(found)} embeddings for {len(batch)} texts")
-            vectors += found
-        return vectors
+        requests = [{"model": name, "content": {"parts": [{"text": t}]}} for t in texts]
+        return Call(path=self._path("batchEmbedContents"), body={"requests": requests})
+
+    def vectors(self, answer: Any) -> list[list[float]]:
+        """In order."""
+        return [[float(v) for v in found["values"]] for found in answer["embeddings"]]
 
     async def count(self, messages: str | Sequence[Message], chat: ChatOptions) -> int:
         """By `countTokens`, which is free."""

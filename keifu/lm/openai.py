@@ -69,6 +69,7 @@ class OpenAILM(RemoteLM):
     """One model of one OpenAI-compatible API."""
 
     protocol: ClassVar[str] = "openai"
+    embed_batch: ClassVar[int] = EMBED_BATCH
     vendor_url: ClassVar[str] = "https://api.openai.com/v1"
     url_variable: ClassVar[str] = "OPENAI_BASE_URL"
 
@@ -140,24 +141,16 @@ class OpenAILM(RemoteLM):
         except (LookupError, TypeError, AttributeError):
             raise self.cannot("score here", "the server echoed no log-probabilities") from None
 
-    async def aembed(self, texts: Sequence[Prompt]) -> list[list[float]]:
-        """`/embeddings`, in batches, as base64 where the server has it."""
-        vectors: list[list[float]] = []
-        for start in range(0, len(texts), EMBED_BATCH):
-            batch = [
-                t if isinstance(t, str) else list(t) for t in texts[start : start + EMBED_BATCH]
-            ]
-            body = {"model": self.model, "input": batch, "encoding_format": "base64"}
-            answer = await self.on_loop(self.transport.json("POST", "/embeddings", body))
-            try:
-                data = sorted(answer["data"], key=lambda item: int(item["index"]))
-                found = [_vector(item["embedding"]) for item in data]
-            except (LookupError, TypeError, ValueError, struct.error):
-                raise RemoteError(f"{self.name}: the embeddings answer is malformed") from None
-            if len(found) != len(batch):
-                raise RemoteError(f"{self.name}: {len(found)} embeddings for {len(batch)} texts")
-            vectors += found
-        return vectors
+    def embed_request(self, texts: Sequence[Prompt]) -> Call:
+        """`/embeddings`, as base64 where the server has it."""
+        given = [t if isinstance(t, str) else list(t) for t in texts]
+        body = {"model": self.model, "input": given, "encoding_format": "base64"}
+        return Call(path="/embeddings", body=body)
+
+    def vectors(self, answer: Any) -> list[list[float]]:
+        """By their index."""
+        data = sorted(answer["data"], key=lambda item: int(item["index"]))
+        return [_vector(item["embedding"]) for item in data]
 
     async def count(self, messages: str | Sequence[Message], chat: ChatOptions) -> int:
         """By `tokenizer=`, by tiktoken for the vendor's models, by `/tokenize` elsewhere."""
@@ -221,6 +214,8 @@ def _vector(value: Any) -> list[float]:
     """An embedding: base64 of little-endian float32, or a list of numbers."""
     if isinstance(value, str):
         raw = base64.b64decode(value, validate=True)
+        if len(raw) % 4:
+            raise ValueError(f"{len(raw)} bytes are no numbers of 4")
         return list(struct.unpack(f"<{len(raw) // 4}f", raw))
     return [float(v) for v in value]
 

@@ -30,7 +30,7 @@ from keifu.inference.stream import Stream
 from keifu.lm.base import LM, ChatOptions, Prompt
 from keifu.lm.budget import Budget, upper_bound
 from keifu.lm.cards import KEY_VARIABLES, Card
-from keifu.lm.errors import AuthenticationError, UncountableError
+from keifu.lm.errors import AuthenticationError, RemoteError, UncountableError
 from keifu.lm.sse import Event
 from keifu.lm.transport import Connection, Transport, submit
 
@@ -102,6 +102,8 @@ class RemoteLM(LM):
     url_variable: ClassVar[str]
     native_n: ClassVar[bool] = True
     """Whether one request may ask for several outputs."""
+    embed_batch: ClassVar[int] = 1
+    """Most texts that one request for embeddings takes."""
 
     def __init__(self, model: str, options: RemoteOptions, card: Card | None = None) -> None:
         self.model, self.card = model, card
@@ -162,9 +164,29 @@ class RemoteLM(LM):
         """Refused: this protocol gives no log-probabilities of a given text."""
         raise self.cannot("score a given text", "use a local model, or an OpenAI-compatible server")
 
-    async def aembed(self, texts: Sequence[Prompt]) -> list[list[float]]:
-        """Refused: this protocol has no embeddings."""
+    def embed_request(self, texts: Sequence[Prompt]) -> Call:
+        """A request for one vector a text. Refused: this protocol has no embeddings."""
         raise self.cannot("embed", "use an OpenAI-compatible or Gemini embedding model")
+
+    def vectors(self, answer: Any) -> list[list[float]]:
+        """What the answer holds; LookupError, TypeError or ValueError where it is malformed."""
+        raise NotImplementedError
+
+    async def aembed(self, texts: Sequence[Prompt]) -> list[list[float]]:
+        """One vector a text, in their order, asked for in batches."""
+        vectors: list[list[float]] = []
+        for start in range(0, len(texts), self.embed_batch):
+            batch = texts[start : start + self.embed_batch]
+            call = self.embed_request(batch)
+            answer = await self.on_loop(self.transport.json("POST", call.path, call.body))
+            try:
+                found = self.vectors(answer)
+            except (LookupError, TypeError, ValueError):
+                raise RemoteError(f"{self.name}: the embeddings answer is malformed") from None
+            if len(found) != len(batch):
+                raise RemoteError(f"{self.name}: {len(found)} embeddings for {len(batch)} texts")
+            vectors += found
+        return vectors
 
     def chat_stream(self, messages: Sequence[Message], **options: Any) -> Stream:
         """Answer a conversation; a mistake in the request raises here, before anything is sent."""

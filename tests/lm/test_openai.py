@@ -250,7 +250,7 @@ def test_embeddings_in_any_order_and_encoding(
     server.say(server.json({"data": [{"index": 0, "embedding": "AAA"}]}))
     with pytest.raises(RemoteError, match="malformed"):
         lm.embed(["a"])
-    monkeypatch.setattr("keifu.lm.openai.EMBED_BATCH", 2)
+    monkeypatch.setattr("keifu.lm.openai.OpenAILM.embed_batch", 2)
     two = server.json({"data": [{"index": i, "embedding": [i]} for i in (0, 1)]})
     server.say(two, server.json({"data": [{"index": 0, "embedding": [2]}]}))
     assert lm.embed(["a", "b", [7]]) == [[0.0], [1.0], [2.0]]
