@@ -157,7 +157,8 @@ def _type(
     job: Job, ours: str, theirs: str, shape: tuple[int, ...], tied: bool, written: Written
 ) -> str:
     """What a tensor becomes in a GGUF file, as llama.cpp chooses; "" keeps it packed as it is."""
-    if len(shape) < 2 or "norm" in theirs or theirs.startswith("position_embd"):
+    kept = ("norm", "position_embd", "ffn_gate_inp")  # of which a rounding changes much
+    if len(shape) < 2 or any(part in theirs for part in kept):
         return "f32"
     if job.wanted is None:
         owner = job.model.get_submodule(ours.rpartition(".")[0])

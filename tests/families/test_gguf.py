@@ -19,6 +19,7 @@ from keifu.checkpoints.gguf import GGUFFile, write_gguf
 from keifu.checkpoints.transfer import empty
 from keifu.core.errors import ConfigError, KeifuError
 from keifu.families import Family, families
+from keifu.families._convert import ConvertOptions, convert
 from keifu.families._gguf import ARCHS, arch_for, metadata_of, names_of
 from keifu.families._gguf_llama import LLAMA_ARCHS
 from keifu.families._gguf_rope import recover
@@ -28,7 +29,7 @@ from keifu.nn.kernels.formats import Packed
 from keifu.nn.linear import Weight
 from keifu.nn.rotary import DynamicNTK, LinearScaling, Llama3, LongRope, YaRN, frequencies
 from keifu.nn.stack import StackModule
-from tests.families.parity import tokens
+from tests.families.parity import export, tokens
 
 LLAMA3 = Llama3(8.0, 1.0, 4.0, 32)
 FACTORS = tuple(1.0 + i / 2 for i in range(4))
@@ -181,6 +182,27 @@ def test_tensors_of_experts_have_llama_cpps_names_and_shapes(name: str, tmp_path
         (gguf.Keys.LLM.EXPERT_SHARED_FEED_FORWARD_LENGTH, "shared_hidden"),
     ):
         assert keys.get(key.format(arch=prefix)) == sizes.get(ours)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["mixtral", "qwen2-moe-full"])
+def test_a_folder_becomes_a_packed_file_and_a_file_a_folder(name: str, tmp_path: Path) -> None:
+    """`keifu convert`: experts in 8 bits, routers not, as llama.cpp has it; and back, unchanged."""
+    wide = {"hidden": 64} if name == "mixtral" else {"expert_hidden": 32, "shared_hidden": 64}
+    family, model = made(name, **wide)
+    folder = export(family, model, tmp_path / "m")
+    convert(folder, tmp_path / "m.gguf", ConvertOptions(type="q8_0"))
+    kinds = {n: i.format for n, i in GGUFFile(tmp_path / "m.gguf").tensors.items()}
+    assert {kinds[f"blk.1.ffn_{kind}_exps.weight"] for kind in ("gate", "up", "down")} == {"q8_0"}
+    assert kinds["blk.1.ffn_gate_inp.weight"] == "f32"
+    convert(folder, tmp_path / "whole.gguf", ConvertOptions(type="f32"))
+    convert(tmp_path / "whole.gguf", tmp_path / "again", ConvertOptions(type="f32"))
+    again, expected = (
+        build_model(open_checkpoint(tmp_path / "again")).state_dict(),
+        model.state_dict(),
+    )
+    assert list(again) == list(expected)
+    assert all(torch.equal(again[key], expected[key]) for key in expected)
 
 
 @torch.no_grad()

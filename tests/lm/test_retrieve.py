@@ -18,7 +18,7 @@ from keifu.lm.opening import load_local
 from keifu.lm.pair import PairLM
 from keifu.nn.pair import PairModule
 from tests.families.parity import export
-from tests.pairs import TEXTS, t5_tokenizer
+from tests.pairs import TEXTS, t5_tokenizer, tiny_t5
 
 BOOK = "the dog sat on the mat and " * 40
 """280 words."""
@@ -102,6 +102,18 @@ def test_the_budget_bounds_the_source(bart: Path) -> None:
         lm.close()
     with pytest.raises(KeifuError, match="raise --max-memory"):
         load_local(str(bart), precision="exact", threads=1, retrieve=8, max_memory=2000)
+
+
+def test_with_a_window_neither_side_has_an_end(tmp_path: Path) -> None:
+    """T5: a source of hundreds of tokens, an output beyond the 64 that it was made for."""
+    folder = tiny_t5(tmp_path / "t5")
+    lm = load_local(str(folder), precision="exact", threads=1, retrieve=8, window=16)
+    try:
+        done = lm.complete(BOOK, max_tokens=100, temperature=0.0, ignore_eos=True)
+        assert done.usage.prompt_tokens > 280
+        assert len(done.tokens) == 100
+    finally:
+        lm.close()
 
 
 def test_refusals_are_one_line(bart: Path, tmp_path: Path) -> None:
