@@ -80,6 +80,12 @@ def both(steps: int = 1500) -> dict[str, StackModule]:
     }
 
 
+def save(family: Llama, model: StackModule, folder: Path) -> None:
+    """A checkpoint that `keifu probe needle` can ask."""
+    save_model(folder, family, model, symbols(TASK.symbols(), other="?"))
+    TASK.save(folder)
+
+
 if __name__ == "__main__":
     flags = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     flags.add_argument("--save", type=Path, help="keep both in folders of their names here")
@@ -88,6 +94,4 @@ if __name__ == "__main__":
         found = ", ".join(f"{accuracy(model, n):.2f} of {n}" for n in (SHORT, LONG))
         print(f"{name}: {found} symbols")
         if given.save:
-            family = BASE if name == "base" else SCALED
-            save_model(given.save / name, family, model, symbols(TASK.symbols(), other="?"))
-            TASK.save(given.save / name)
+            save(BASE if name == "base" else SCALED, model, given.save / name)

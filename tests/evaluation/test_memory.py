@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,14 @@ from keifu.data.symbolic import SelectiveCopying
 from keifu.evaluation.findings import Findings
 from keifu.evaluation.probe import Probe, Subject, examine, probes
 from keifu.evaluation.probes.copying import Copying
+from keifu.evaluation.probes.needle import Needle
 from keifu.evaluation.probes.recall import Recall
 from keifu.lm.scripted import Request, ScriptedLM
+from keifu.nn.losses import IGNORE
 from keifu.nn.stack import StackModule
+from keifu.training import Sequences, evaluate
+from keifu.training.objectives.causal_lm import CausalLM
+from recipes import needle as finder
 from recipes import selective_copying as recipe
 
 
@@ -50,6 +56,23 @@ def test_lengths_beyond_those_of_training(copier: tuple[Path, StackModule]) -> N
     folder, _ = copier
     findings = ask("copying", Copying(rows=2), folder)
     assert [row["length"] for row in findings.rows] == [32, 64, 128, 256]
+
+
+def test_a_needle_of_symbols(tmp_path: Path) -> None:
+    """At each depth the share that training's own measure gives on the same rows."""
+    model = finder.train(finder.BASE, finder.SHORT, steps=2)
+    finder.save(finder.BASE, model, tmp_path)
+    findings = ask("needle", Needle(depths=(0, 50), samples=64, seed=7), tmp_path)
+    assert [row["length"] for row in findings.rows] == [32, 32, 64, 64, 128, 128]
+    for row in findings.rows:
+        length, depth = row["length"], row["depth"]
+        assert isinstance(length, int)
+        assert isinstance(depth, int)
+        drawn = replace(finder.TASK, length=length, depth=depth).draw(64, 7)
+        ids, labels = (torch.from_numpy(a) for a in (drawn.ids, drawn.labels(IGNORE)))
+        batch = Sequences.of(list(ids), list(labels))
+        expected = evaluate(model, CausalLM(), [batch])[1]["accuracy"]
+        assert row["found"] == pytest.approx(expected, abs=1e-6)
 
 
 def test_another_task_names_its_probe(copier: tuple[Path, StackModule]) -> None:
