@@ -28,3 +28,15 @@ def test_mamba_learns_selective_copying_and_s4d_does_not() -> None:
 
     assert accuracy(train("mamba")) > 0.9
     assert accuracy(train("s4d")) < 0.75
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_scaled_positions_find_needles_beyond_the_base_length() -> None:
+    from recipes.needle import LONG, SHORT, accuracy, both
+
+    models = both()
+    assert accuracy(models["base"], SHORT) > 0.95
+    assert accuracy(models["base"], LONG) < 0.6
+    assert accuracy(models["scaled"], SHORT) > 0.95
+    assert accuracy(models["scaled"], LONG) > 0.95
