@@ -13,6 +13,7 @@ import click
 
 from keifu.cli import gather, model
 from keifu.cli.bar import Bar
+from keifu.cli.embedder import EMBEDDER, Lazy
 from keifu.cli.model import ModelOptions
 from keifu.cli.options import Argument, Fields, Option
 from keifu.cli.render import note, printer
@@ -21,10 +22,8 @@ from keifu.prompting.document import Document, Plan, Reader, Reading
 
 if TYPE_CHECKING:
     from keifu.lm.base import LM
-    from keifu.retrieval.retriever import Retriever
 
 SCHEMA = 1
-EMBEDDER = "minilm-l6-v2"
 ROUTES = {
     "stuff": "the whole is sent at once",
     "map-reduce": "every part is read, then the notes on them",
@@ -111,9 +110,12 @@ def _answer(
     """Carry the plan out: a bar while parts are read, the answer as it comes."""
     out = printer(sys.stdout, markdown=not as_object)
     bar = Bar(plan.route == "map-reduce" and sys.stderr.isatty() and not quiet)
-    retriever, close = None, None
-    if plan.route == "retrieve":
-        retriever, close = _retriever(embedder, options, quiet)
+    lazy, retriever = None, None
+    if plan.route == "retrieve" and embedder != "none":
+        from keifu.retrieval.dense import Dense
+
+        lazy = Lazy(embedder, options)
+        retriever = Dense(lazy.embed)
 
     def write(text: str) -> None:
         bar.close()
@@ -129,8 +131,8 @@ def _answer(
         found = asyncio.run(work)
     finally:
         bar.close()
-        if close:
-            close.close()
+        if lazy:
+            lazy.close()
         if not as_object:
             out.end()
     if as_object:
@@ -141,20 +143,6 @@ def _answer(
     elif not quiet and sys.stderr.isatty():
         calls, usage = len(found.steps), found.usage
         note(f"{calls} requests, {usage.prompt_tokens} tokens read, {usage.completion_tokens} made")
-
-
-def _retriever(name: str, options: ModelOptions, quiet: bool) -> tuple[Retriever | None, LM | None]:
-    """What finds passages: by an embedder, which is to be closed, or by words."""
-    if name == "none":
-        return None, None
-    from dataclasses import replace
-
-    from keifu.retrieval.dense import Dense
-
-    chosen = replace(options, model=name, ctx=None, experts="resident")
-    model.find(chosen, quiet=quiet)
-    lm = model.load(chosen)
-    return Dense(lambda texts: lm.embed(texts)), lm
 
 
 def _told(lm: LM, plan: Plan) -> dict[str, Any]:

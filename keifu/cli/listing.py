@@ -27,6 +27,7 @@ FOLDERS = {
     "schedules": "keifu.training.schedules",
     "optimizers": "keifu.training.optimizers",
     "probes": "keifu.evaluation.probes",
+    "agents": "keifu.agents",
 }
 """Kinds that are a folder of modules, one a name (see core/registry.py)."""
 KINDS = ("systems", "areas", "models", "published", "memories", *FOLDERS)
@@ -201,6 +202,11 @@ def _modules(package: str) -> dict[str, Path]:
     return {
         name.replace("_", "-"): folder / f"{name}.py" for name in names if not name.startswith("_")
     }
+
+
+def about(kind: str, name: str) -> str:
+    """The first line of the docstring of one module of a kind."""
+    return _about(_modules(FOLDERS[kind])[name])
 
 
 def _about(path: Path) -> str:

@@ -23,6 +23,7 @@ VERBS = {
     "serve": Verb("keifu.cli.serve:command", RUN, "Serve models over HTTP (OpenAI, Anthropic)."),
     "complete": Verb("keifu.cli.complete:command", RUN, "Continue a text."),
     "ask": Verb("keifu.cli.ask:command", USE, "Ask about documents, however long."),
+    "agent": Verb("keifu.cli.agent:app", USE, "Let a model work in several steps."),
     "models": Verb("keifu.cli.models:app", RUN, "Pull, list, show and remove models."),
     "convert": Verb("keifu.cli.convert:command", CHANGE, "Another format or type, checked."),
     "embed": Verb("keifu.cli.embed:command", USE, "Turn texts into vectors."),

@@ -51,6 +51,8 @@ def reply(request: Request) -> Reply:
         return Reply(pieces=pieces, delay=delay)
     if last.startswith("fail"):
         return Reply(text="some words", error=KeifuError("the model broke"), fail_at=1)
+    if last.endswith("Answer with its number alone."):
+        return Reply(text="2")
     if last.startswith("long"):
         return Reply(text="word " * 40)
     return Reply(text=f"{last.upper()} [{len(request.messages)}]")
