@@ -11,6 +11,7 @@ from keifu.nn.masks import Both, Causal, Gist, Mask, Window
 from keifu.nn.mlp import MLP, GatedMLP
 from keifu.nn.positions import Alibi, NoPosition
 from keifu.nn.rotary import Rotary
+from keifu.nn.streaming import Back, Cached
 
 
 def attention(work: Lowering, place: Place, module: Any, x: Value, into: Value | None) -> Value:
@@ -28,12 +29,17 @@ def attention(work: Lowering, place: Place, module: Any, x: Value, into: Value |
         if norm is not None:
             by_head = heads if norm.spec.width == spec.head_width else 1
             work.norm(norm, part, heads=by_head, into=part)
-    slopes, turn = None, None
+    slopes, turn, back, cached = None, None, None, False
     match spec.position:
         case Rotary():
             turn = work.turn(spec.position)
+        case Cached(Rotary() as inner):
+            turn = work.turn(inner, spec.position)
+            back = work.turn(inner, Back(spec.position))
         case Alibi():
             slopes = spec.position.slopes()
+        case Cached(Alibi() as inner):
+            slopes, cached = inner.slopes(), True
         case NoPosition():
             pass
         case other:
@@ -44,7 +50,7 @@ def attention(work: Lowering, place: Place, module: Any, x: Value, into: Value |
     mixed = work.tape.attend(
         q, k, v, storage[keys], storage[values],
         page=work.pool.page, scale=module.scale, turn=turn, softcap=spec.softcap,
-        slopes=slopes, window=window, sinks=sinks, table=index,
+        slopes=slopes, window=window, sinks=sinks, cached=cached, back=back, table=index,
     )  # fmt: skip
     return work.linear(module.out, mixed, into)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,9 +15,19 @@ from keifu.nn.linear import Linear, Weight
 from keifu.nn.norms import LayerNorm, PerHeadNorm, RMSNorm
 from keifu.nn.rotary import Rotary
 from keifu.nn.state import StatePool
+from keifu.nn.step import Step
 
 TABLE = 1 << 20
 """Most entries of a rotary table that is kept for all positions."""
+
+
+class Tables(Protocol):
+    """What gives rotary tables; equal ones give the same."""
+
+    def tables(self, step: Step) -> tuple[Tensor, Tensor]:
+        """cos and sin (tokens, width / 2)."""
+
+    def __hash__(self) -> int: ...
 
 
 class Unplanned(Exception):
@@ -43,7 +53,7 @@ class Lowering:
     pool: StatePool
     tape: Tape
     context: int
-    turns: dict[Rotary, Turn]
+    turns: dict[Tables, Turn]
 
     def weight(self, owner: Weight) -> list[Tiled]:
         """A weight's pieces for the kernels; the plain path decodes the same ones from now on."""
@@ -79,19 +89,24 @@ class Lowering:
         bias = vector(module.bias) if kind == "layer" and "bias" in module._parameters else None
         return self.tape.norm(x, weight, bias, eps=eps, kind=kind, heads=heads, into=into)
 
-    def turn(self, position: Rotary) -> Turn:
-        """Rotary tables: of all positions where that is small, else of each step's rows."""
-        if position not in self.turns:
+    def turn(self, position: Rotary, tables: Tables | None = None) -> Turn:
+        """Rotary tables: of all positions where that is small, else of each step's rows.
+
+        tables: what makes those of a step, where it is not the scheme itself.
+        """
+        key = tables or position
+        if key not in self.turns:
             half, pairs = position.width // 2, position.layout == "interleaved"
-            by_row = position.scaling.by_length or self.context * half > TABLE
+            by_length = position.scaling.by_length
+            by_row = tables is not None or by_length or self.context * half > TABLE
             if by_row:
                 empty = torch.zeros(self.tape.rows, half)
                 made = Turn(cos=empty, sin=empty.clone(), interleaved=pairs, by_row=True)
             else:
                 cos, sin = position.at(torch.arange(self.context), self.context)
                 made = Turn(cos=cos.contiguous(), sin=sin.contiguous(), interleaved=pairs)
-            self.turns[position] = made
-        return self.turns[position]
+            self.turns[key] = made
+        return self.turns[key]
 
 
 Lower = Callable[[Lowering, Place, Any, Value, Value | None], Value]

@@ -61,10 +61,19 @@ class Cached(Position):
         far = replace(near, positions=near.positions.clamp(max=self.last), _terms={})
         return near, far
 
+    def both(self, step: Step) -> tuple[Step, Step]:
+        """`_steps`, once a step."""
+        return step.term(("cached", self.window, self.sinks), lambda: self._steps(step))
+
+    def tables(self, step: Step) -> tuple[Tensor, Tensor]:
+        """The rotary tables of keys, and of queries that meet the window's."""
+        if not isinstance(self.inner, Rotary):
+            raise TypeError(f"{type(self.inner).__name__} turns nothing")
+        return self.inner.tables(self.both(step)[0])
+
     def rotate(self, q: Tensor, k: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         """q (tokens, heads, 2 * width): for the window, then for the sinks; k as it is stored."""
-        key = ("cached", self.window, self.sinks)
-        near, far = step.term(key, lambda: self._steps(step))
+        near, far = self.both(step)
         turned, k_near = self.inner.rotate(q, k, near)
         if not self._two:
             return turned, k_near
@@ -89,6 +98,22 @@ class Cached(Position):
             return torch.cat([early, inner(query, key[kept:])], -1)
 
         return added
+
+
+@dataclass(frozen=True)
+class Back:
+    """The turn of a query that meets the window's keys to one that meets the sinks'."""
+
+    cached: Cached
+
+    def tables(self, step: Step) -> tuple[Tensor, Tensor]:
+        """cos and sin (tokens, width / 2) of the angle between the two forms."""
+        inner = self.cached.inner
+        if not isinstance(inner, Rotary):
+            raise TypeError(f"{type(inner).__name__} turns nothing")
+        (cos, sin), (far_cos, far_sin) = (inner.tables(s) for s in self.cached.both(step))
+        size = cos.square() + sin.square()  # a factor that some scalings put on both
+        return (far_cos * cos + far_sin * sin) / size, (far_sin * cos - far_cos * sin) / size
 
 
 def streaming(spec: Part, window: int, sinks: int = 4) -> Stack | Pair:

@@ -14,6 +14,7 @@ from keifu.nn.kernels.formats import Packed
 from keifu.nn.linear import Linear, Weight
 from keifu.nn.stack import StackModule
 from keifu.nn.state import RequestState, StatePool
+from keifu.nn.streaming import streaming
 from tests.families.parity import DECODERS
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=native.why())
@@ -30,7 +31,12 @@ def model_of(name: str) -> StackModule:
     return made.initialise(seed=2, std=0.3).eval()
 
 
-def runs(runner_of: type, model: StackModule, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def runs(
+    runner_of: type,
+    model: StackModule,
+    dtype: torch.dtype = torch.float32,
+    prompts: tuple[int, int] = (9, 4),
+) -> torch.Tensor:
     """Logits of two requests: prompts of 9 and 4 tokens, then three tokens each, together."""
     pool = StatePool(model.spec.entries(), budget=1 << 22, page=8, dtype=dtype)
     runner = runner_of(model, pool, 64) if runner_of is Plan else runner_of(model, pool)
@@ -47,8 +53,8 @@ def runs(runner_of: type, model: StackModule, dtype: torch.dtype = torch.float32
             pool.advance(state, n)
 
     with torch.inference_mode():
-        step(states[:1], [9])
-        step(states[1:], [4])
+        step(states[:1], [prompts[0]])
+        step(states[1:], [prompts[1]])
         for _ in range(3):
             step(states, [1, 1])
         step(states, [5, 2])
@@ -117,3 +123,14 @@ def test_rows_do_not_depend_on_their_batch() -> None:
     with torch.inference_mode():
         together, alone = logits([0, 1, 2]), [logits([r]) for r in range(3)]
     assert torch.equal(together, torch.cat(alone))
+
+
+@pytest.mark.parametrize("sinks", [0, 1, 4])
+@pytest.mark.parametrize("name", ["llama", "gpt-j", "gemma2", "bloom", "gpt-neox", "stablelm"])
+def test_a_window_with_sinks_gives_the_same_logits(name: str, sinks: int) -> None:
+    """Rotary in both layouts, capped scores, ALiBi: prompts of many rows, then single tokens."""
+    model = streaming(families[name].tiny().spec(), 5, sinks).build()
+    assert isinstance(model, StackModule)
+    model.initialise(seed=2, std=0.3).eval()
+    ours, plain = (runs(r, model, prompts=(31, 17)) for r in (Plan, TorchRunner))
+    torch.testing.assert_close(ours, plain, atol=2e-4, rtol=2e-4)

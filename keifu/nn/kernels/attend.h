@@ -222,9 +222,10 @@ INLINE float *partial_at(const kf_op *op, int64_t row, int head, int span)
 
 typedef struct {
     const kf_op *op;
+    const kf_step *step;
     kf_view view;
     const int32_t *pages;
-    int length; /* of the row */
+    int row, length; /* of the row */
 } past;
 
 /* Where the keys and values of `count` slots from index `base` of the view lie, and how far back. */
@@ -237,6 +238,7 @@ static void locate(const past *p, int base, int count, const uint8_t **keys,
     for (int s = 0; s < count;) {
         int index = base + s, early = index < p->view.sinks;
         int at = early ? index : index - p->view.sinks + p->view.start;
+        int length = early ? kf_nearest(op, p->length) : p->length;
         int run = page - (at & (page - 1)); /* slots that follow in this page */
         if (early && run > p->view.sinks - index) run = p->view.sinks - index;
         if (run > count - s) run = count - s;
@@ -245,7 +247,7 @@ static void locate(const past *p, int base, int count, const uint8_t **keys,
         for (int i = 0; i < run; i++, offset += slot_bytes) {
             keys[s + i] = (const uint8_t *)op->keys + offset;
             values[s + i] = (const uint8_t *)op->values + offset;
-            distance[s + i] = (float)(p->length - 1 - at - i);
+            distance[s + i] = (float)(length - 1 - at - i);
         }
         s += run;
     }
@@ -302,6 +304,19 @@ static void walk(int values, int wide, const bundle *b, const chunk *parts, int 
     }
 }
 
+/* The queries of a bundle in the order of keys; `early`: turned back to meet the sinks. */
+static void ask(const past *p, const float *q, const bundle *b, int early, float *out)
+{
+    const kf_op *op = p->op;
+    float turned[KF_WIDEST];
+    q += b->head * op->width;
+    for (int h = 0; h < b->heads; h++, q += op->width, out += line_of(op->width)) {
+        memcpy(turned, q, op->width * sizeof(float));
+        if (early) turn(op, p->step, p->row, turned);
+        to_pairs(!!(op->flags & KF_FLOAT), turned, op->width, op->scale, line_of(op->width), out);
+    }
+}
+
 /* Indices [from, to) of a past for the heads of a bundle. */
 static void attend_heads(const past *p, const float *q, const bundle *b, int from, int to,
                          float *const *out)
@@ -314,18 +329,18 @@ static void attend_heads(const past *p, const float *q, const bundle *b, int fro
     const uint8_t *keys[KF_CHUNK], *values[KF_CHUNK];
     chunk parts[BUNDLE];
     memset(sums, 0, b->heads * line * sizeof(float));
-    for (int h = 0; h < b->heads; h++) {
-        maxima[h] = -INFINITY;
-        to_pairs(wide, q + (b->head + h) * op->width, op->width, op->scale, line, queries + h * line);
-    }
+    for (int h = 0; h < b->heads; h++) maxima[h] = -INFINITY;
     int count = 0;
     for (int h = 0, taken; h < b->heads; h += taken) {
         taken = share - h % share < HEADS ? share - h % share : HEADS;
         parts[count++] = (chunk){taken, line, op->width, queries + h * line, scores + h * KF_CHUNK,
                                  sums + h * line, keys, b->offset + h / share * each};
     }
-    for (int base = from; base < to; base += KF_CHUNK) {
-        int n = to - base < KF_CHUNK ? to - base : KF_CHUNK;
+    int early = op->rotated ? p->view.sinks : 0;
+    for (int base = from, n; base < to; base += n) {
+        int end = base < early && early < to ? early : to;
+        n = end - base < KF_CHUNK ? end - base : KF_CHUNK;
+        if (base == from || base == early) ask(p, q, b, base < early, queries);
         locate(p, base, n, keys, values, distance);
         if (base == from)
             for (int s = 0; s < AHEAD; s += LANES) fetch(keys, s, n, b);
@@ -344,7 +359,7 @@ static void attend_heads(const past *p, const float *q, const bundle *b, int fro
 
 static void attend_span(const kf_op *op, const kf_step *step, int row, int number, int span)
 {
-    past p = {op, kf_visible(op, step, row), NULL, step->lengths[row]};
+    past p = {op, step, kf_visible(op, step, row), NULL, row, step->lengths[row]};
     p.pages = step->tables[op->table] + step->owners[row] * step->table_strides[op->table];
     int size = kf_span(p.view.seen), from = span * size;
     int to = from + size < p.view.seen ? from + size : p.view.seen;

@@ -36,6 +36,7 @@ typedef struct {
     int row, rows, group; /* the first row, how many, which kv head */
     int shortest, latest; /* every row sees the slots [latest, shortest) */
     vi lengths, starts, sinks; /* of each lane's row: slots up to its own, and kf_view's */
+    vi nearest; /* kf_nearest's */
 } run_of_rows;
 
 /* Keys or values of `count` slots from `first` on as floats (SLOTS, line), zeros behind them. */
@@ -77,7 +78,10 @@ INLINE void weigh_rows(const int V, const run_of_rows *r, row_state *s, int firs
             int at = first + i;
             vf x = s->scores[i * V + v];
             if (op->cap > 0) x = op->cap * hyperbolic_tangent(x / op->cap);
-            if (op->slopes) x -= op->slopes[s->head + v] * from_int(r->lengths - 1 - at);
+            if (op->slopes) {
+                vi lengths = at < op->sinks ? r->nearest : r->lengths;
+                x -= op->slopes[s->head + v] * from_int(lengths - 1 - at);
+            }
             if (!seen || i >= count) {
                 vi visible = (at < r->lengths) & ((at >= r->starts) | (at < r->sinks));
                 if (i >= count) visible = (vi){0};
@@ -115,29 +119,43 @@ INLINE void attend_slots(const int V, const int tile, const run_of_rows *r, row_
     }
 }
 
+/* The queries of V heads, a lane a row; `early`: turned back to meet the sinks. */
+INLINE void ask_rows(const int V, const run_of_rows *r, const kf_step *step, row_state *s, int early)
+{
+    const kf_op *op = r->op;
+    int line = line_of(op->width), wide = !!(op->flags & KF_FLOAT);
+    float turned[KF_WIDEST], pairs[KF_WIDEST];
+    memset(s->queries, 0, sizeof(vf) * line * V);
+    for (int v = 0; v < V; v++) {
+        for (int l = 0; l < r->rows; l++) {
+            const float *q = op->in + (r->row + l) * op->in_stride + (s->head + v) * op->width;
+            memcpy(turned, q, op->width * sizeof(float));
+            if (early) turn(op, step, r->row + l, turned);
+            to_pairs(wide, turned, op->width, op->scale, line, pairs);
+            for (int i = 0; i < line; i++) s->queries[i * V + v][l] = pairs[i];
+        }
+    }
+}
+
 /* V heads of a run's rows, each to the first span of its partial results. */
 INLINE void attend_run(const int V, const int tile, const run_of_rows *r, const kf_step *step,
                        int head)
 {
     const kf_op *op = r->op;
-    int line = line_of(op->width), wide = !!(op->flags & KF_FLOAT);
-    float turned[KF_WIDEST];
+    int line = line_of(op->width);
     row_state s;
     s.head = head;
-    memset(s.queries, 0, sizeof(vf) * line * V);
     memset(s.sums, 0, sizeof(vf) * line * V);
-    for (int v = 0; v < V; v++) {
-        s.most[v] = splat(-INFINITY), s.total[v] = (vf){0};
-        for (int l = 0; l < r->rows; l++) {
-            const float *q = op->in + (r->row + l) * op->in_stride + (head + v) * op->width;
-            to_pairs(wide, q, op->width, op->scale, line, turned);
-            for (int i = 0; i < line; i++) s.queries[i * V + v][l] = turned[i];
-        }
+    for (int v = 0; v < V; v++) s.most[v] = splat(-INFINITY), s.total[v] = (vf){0};
+    int start = kf_visible(op, step, r->row).start, last = step->lengths[r->row + r->rows - 1];
+    int early = start < op->sinks ? start : op->sinks;
+    if (op->rotated) early = last < op->sinks ? last : op->sinks;
+    if (early > 0) {
+        ask_rows(V, r, step, &s, op->rotated);
+        attend_slots(V, tile, r, &s, 0, early);
     }
-    kf_view first = kf_visible(op, step, r->row);
-    int early = first.start < op->sinks ? first.start : op->sinks;
-    attend_slots(V, tile, r, &s, 0, early);
-    attend_slots(V, tile, r, &s, first.start, step->lengths[r->row + r->rows - 1]);
+    if (early == 0 || op->rotated) ask_rows(V, r, step, &s, 0);
+    attend_slots(V, tile, r, &s, start > early ? start : early, last);
     for (int v = 0; v < V; v++) {
         for (int l = 0; l < r->rows; l++) {
             float *out = partial_at(op, r->row + l, head + v, 0);
@@ -150,12 +168,13 @@ INLINE void attend_run(const int V, const int tile, const run_of_rows *r, const 
 /* All heads that share a group's keys, for `rows` rows of a run from `row` on. */
 static void attend_rows(const kf_op *op, const kf_step *step, int row, int rows, int group)
 {
-    run_of_rows r = {op, NULL, row, rows, group, step->lengths[row], 0, {0}, {0}, {0}};
+    run_of_rows r = {op, NULL, row, rows, group, step->lengths[row], 0, {0}, {0}, {0}, {0}};
     r.pages = step->tables[op->table] + step->owners[row] * step->table_strides[op->table];
     for (int l = 0; l < LANES; l++) {
         kf_view view = kf_visible(op, step, row + (l < rows ? l : 0));
         r.lengths[l] = step->lengths[row + (l < rows ? l : 0)];
         r.starts[l] = view.start, r.sinks[l] = view.sinks;
+        r.nearest[l] = kf_nearest(op, r.lengths[l]);
         if (view.start > r.latest) r.latest = view.start;
     }
     int share = op->heads / op->kv_heads, head = group * share;

@@ -20,6 +20,7 @@ enum kf_flag {
     KF_FLOAT = 32,    /* state is float32, not bfloat16 */
     KF_LAYER = 64,    /* layer norm: the mean is taken off */
     KF_INTERLEAVED = 128, /* rotary pairs are neighbours */
+    KF_CACHED = 256,  /* sinks are as near as they lie in the cache, before the window */
 };
 
 enum kf_activation {
@@ -117,6 +118,13 @@ static inline kf_view kf_visible(const kf_op *op, const kf_step *step, int row)
     v.sinks = op->sinks < v.start ? op->sinks : v.start;
     v.seen = v.sinks + length - v.start;
     return v;
+}
+
+/* How far a row of `length` slots is from the first one, as its sinks meet it. */
+static inline int kf_nearest(const kf_op *op, int length)
+{
+    int most = op->window + op->sinks;
+    return op->flags & KF_CACHED && length > most ? most : length;
 }
 
 #endif

@@ -35,7 +35,7 @@ KINDS = {
     )
 }
 SUM, SCALE, SOFTCAP, CLAMP = range(4)
-ADD, CHOSEN, EXACT, FREE, BY_ROW, FLOAT, LAYER, INTERLEAVED = (1 << i for i in range(8))
+ADD, CHOSEN, EXACT, FREE, BY_ROW, FLOAT, LAYER, INTERLEAVED, CACHED = (1 << i for i in range(9))
 BLOCK, SPANS, WIDEST_HEAD = 32, 16, 512
 
 
@@ -220,6 +220,8 @@ class Tape:
         slopes: Tensor | None = None,
         window: int | None = None,
         sinks: int = 0,
+        cached: bool = False,
+        back: Turn | None = None,
         table: int = 0,
     ) -> Value:
         """Store k and v at each row's slot, then attend to the slots that the row may see.
@@ -230,6 +232,8 @@ class Tape:
             turn: rotates q (in place) and k on the way.
             slopes: (heads,) ALiBi: a score loses slope times the distance.
             window: slots a row sees, its own among them; besides them the `sinks` first ones.
+            cached: ALiBi's distance to a sink is that in the cache: the sinks, then the window.
+            back: turns q once more, by the row of the step, where it meets the sinks.
         """
         _, kv_heads, head = keys.shape
         heads = q.width // head
@@ -255,6 +259,12 @@ class Tape:
         partial = self._buffer(heads * SPANS * (-(-head // 32) * 32 + 16) * 4, chosen=False)
         look = Node("attend", flags, numbers | {"scale": scale, "cap": softcap or 0.0}, input=q)
         look.tensors, look.partial = state | _given(slopes=slopes), partial
+        look.flags |= CACHED if cached else 0
+        if back is not None:
+            if not back.by_row:
+                raise ValueError("queries turn back to the sinks by the row of the step")
+            self._turn(look, back)
+            look.fields["limit"] = numbers["limit"]
         look.reads += [keys, values]
         look.writes.append(partial)
         self._append(look)
