@@ -26,12 +26,12 @@ from keifu.training.objectives.causal_lm import CausalLM
 from keifu.training.optimizers.adam import Adam
 from keifu.training.schedules.cosine import Cosine
 
-KEYS, VALUES, NOISE, PAIRS = 8, 8, 8, 4
-SHORT, TIMES = 64, 4
+KEYS, VALUES, NOISE, PAIRS = 6, 6, 6, 3
+SHORT, TIMES = 32, 4
 LONG = SHORT * TIMES
 MODEL = Llama(
     vocab=KEYS + VALUES + NOISE, width=64, hidden=128, depth=2, heads=2, context=SHORT,
-    rope_base=500.0,
+    rope_base=300.0,
 )  # fmt: skip
 SCALINGS: dict[str, Scaling] = {
     "unscaled": Unscaled(),
@@ -85,10 +85,10 @@ def found(model: StackModule, length: int) -> float:
 
 
 if __name__ == "__main__":
-    base = trained(built(Unscaled()), SHORT, steps=1500, batch=32, lr=3e-3)
+    base = trained(built(Unscaled()), SHORT, steps=1500, batch=64, lr=5e-3)
     print(f"{SHORT} tokens: {found(base, SHORT):.2f} of the needles found")
     for name, scaling in SCALINGS.items():
         model = built(scaling, base)
         before = found(model, LONG)
-        after = found(trained(model, LONG, steps=100, batch=8, lr=1e-3), LONG)
+        after = found(trained(model, LONG, steps=100, batch=16, lr=1e-3), LONG)
         print(f"{LONG} tokens, {name}: {before:.2f}, fine-tuned {after:.2f}")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from keifu.core.errors import KeifuError
 from keifu.nn.attend import Bias
 from keifu.nn.part import Part, parameter
 from keifu.nn.step import Step
@@ -207,6 +208,13 @@ class _Learned(nn.Module):
         self.weight = parameter(spec.length + spec.offset, spec.width)
 
     def forward(self, positions: Tensor) -> Tensor:
+        """positions (tokens,) -> (tokens, width). Raises KeifuError beyond the last one learnt."""
+        length = self.spec.length
+        if positions.numel() and not positions.is_meta and (most := int(positions.max())) >= length:
+            raise KeifuError(
+                f"a text of {most + 1} tokens is longer than the {length} positions that the model "
+                "has learnt: shorten it"
+            )
         return self.weight[positions + self.spec.offset]
 
 
