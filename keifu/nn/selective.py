@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from keifu.nn.kernels import scans
 from keifu.nn.recurrent import Carry, walk
+from keifu.nn.scan import linear_scan
 
 CHUNK = 64
 """Tokens scanned at once: memory grows with this times the inner width times the states."""
@@ -26,24 +27,6 @@ MOMENTS = 4
 def wide(x: Tensor) -> Tensor:
     """At least float32: what a recurrence is computed in, whatever the products are in."""
     return x if x.dtype == torch.float64 else x.float()
-
-
-def scan(decay: Tensor, new: Tensor) -> Tensor:
-    """h_t = decay_t * h_(t-1) + new_t from h_-1 = 0, by doubling (Hillis & Steele 1986).
-
-    Args:
-        decay: (tokens, ...), new: the same shape. Products of decays are never divided by, so a
-            decay of zero, or a long run of small ones, is exact.
-
-    Returns:
-        (tokens, ...) every h_t.
-    """
-    reach = 1
-    while reach < new.shape[0]:
-        new = torch.cat([new[:reach], new[reach:] + decay[reach:] * new[:-reach]])
-        decay = torch.cat([decay[:reach], decay[reach:] * decay[:-reach]])
-        reach *= 2
-    return new
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -106,9 +89,8 @@ def _chunk(
     """One chunk of a row from h (states, inner): outputs (n, inner) and the state after it."""
     decay = torch.exp(dt[:, None] * poles)
     new = (dt * x)[:, None] * b[..., None]
-    new = torch.cat([new[:1] + decay[:1] * h, new[1:]])
-    every = scan(decay, new)
-    return (c[:, None] @ every).squeeze(1), every[-1]
+    every, last = linear_scan(decay, new, h[None], [len(x)])
+    return (c[:, None] @ every).squeeze(1), last[0]
 
 
 def _scanned(given: Selection, start: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
