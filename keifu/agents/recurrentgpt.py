@@ -25,7 +25,7 @@ from keifu.core.errors import ContextLengthError, FormatError, KeifuError
 from keifu.inference.request import Message
 from keifu.lm.base import LM
 from keifu.prompting.quoted import quoted
-from keifu.retrieval.memory import Memory
+from keifu.retrieval.memory import MOST_TEXT, Memory
 
 T = TypeVar("T")
 
@@ -338,7 +338,8 @@ def parts(text: str, wanted: Sequence[str]) -> dict[str, Any]:
         said.setdefault(wanted[0].removesuffix("s"), [before])
     found: dict[str, Any] = {}
     for name in ("paragraph", "summary"):
-        if body := said.get(name, [""])[0].strip():
+        body = said.get(name, [""])[0].replace("\0", "").strip()
+        if 0 < len(body) <= MOST_TEXT:  # what cannot be kept is not there
             found[name] = body
     bodies = said.get("plan", [])
     if len(bodies) == 1 and _ITEM.search(bodies[0]):  # a list under one name

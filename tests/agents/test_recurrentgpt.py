@@ -288,6 +288,8 @@ def test_a_damaged_state(tmp_path: Path, damage: str) -> None:
         ("The summary of it: nothing", ["paragraph"], {"paragraph": "The summary of it: nothing"}),
         ("", ["summary"], {}),
         ("Summary:", ["summary"], {}),
+        ("Paragraph: a\0b", ["paragraph"], {"paragraph": "ab"}),
+        ("Paragraph: " + "x" * 16_385, ["paragraph"], {}),  # more than the memory keeps
     ],
 )  # fmt: skip
 def test_reading_answers(text: str, wanted: list[str], found: dict[str, object]) -> None:
@@ -301,7 +303,7 @@ def test_senseless_options(bad: dict[str, int]) -> None:
 
 
 def test_the_registry_and_the_record() -> None:
-    assert list(agents) == ["recurrentgpt"] or "recurrentgpt" in list(agents)
+    assert "recurrentgpt" in list(agents)
     assert issubclass(agents["recurrentgpt"], Agent)
     with pytest.raises(KeifuError, match="nearest: recurrentgpt"):
         agents["recurentgpt"]
