@@ -10,29 +10,35 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from filelock import FileLock, Timeout
 
 from keifu.agents._agent import Agent, Surroundings
+from keifu.agents._story import (
+    PLANS,
+    SCHEMA,
+    STATE,
+    State,
+    Unusable,
+    load,
+    parts,
+    picked_plan,
+    uncut,
+)
 from keifu.agents._trace import Began, Chose, Ended, Event, Made, Recalled, Refused, Said
 from keifu.core.atomic import written
-from keifu.core.errors import ContextLengthError, FormatError, KeifuError
+from keifu.core.errors import ContextLengthError, KeifuError
 from keifu.inference.request import Message
 from keifu.lm.base import LM
 from keifu.prompting.quoted import quoted
-from keifu.retrieval.memory import MOST_TEXT, Memory
+from keifu.retrieval.memory import Memory
 
 T = TypeVar("T")
 
-SCHEMA = 1
-PLANS = 3
-STATE, STORY, MEMORY = "state.json", "story.md", "memory.sqlite"
-_MOST_STATE = 1 << 20  # bytes
+STORY, MEMORY = "story.md", "memory.sqlite"
 
 BEGIN = "Begin the story: there is nothing before it yet."
 TASK = (
@@ -64,11 +70,6 @@ ALONE = {
 PICK = """These are plans for the next paragraph of the story. Which one is the most interesting \
 and suits the story best? Answer with its number alone."""
 AGAIN = "Your last answer could not be used: {why}."
-_HEAD = re.compile(
-    r"^[ \t>*#_]*(?:\d[.)][ \t]*)?(paragraph|summary|changes|plans?)[ \t]*\d?\b[*_ \t]*:[*_ \t]*",
-    re.IGNORECASE | re.MULTILINE,
-)
-_ITEM = re.compile(r"^[ \t]*(?:[-*•]|\(?[1-9][.):])[ \t]*", re.MULTILINE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,18 +98,6 @@ class Options:
                 raise KeifuError(f"{name} {getattr(self, name)}: from 1 to {most}")
         if not 0 <= self.recall <= 50:
             raise KeifuError(f"recall {self.recall}: from 0 to 50")
-
-
-@dataclass(frozen=True, kw_only=True)
-class State:
-    """Everything that the next step needs, but for the paragraphs of the long-term memory."""
-
-    goal: str
-    step: int = 0
-    """Paragraphs that are written."""
-    paragraph: str = ""
-    summary: str = ""
-    plans: tuple[str, ...] = ()
 
 
 class RecurrentGPT(Agent):
@@ -174,7 +163,7 @@ class RecurrentGPT(Agent):
                 PICK,
             ]
             text = "\n\n".join(blocks)
-            picked = yield from self._ask("pick", lambda: (text, 16), _number, number)
+            picked = yield from self._ask("pick", lambda: (text, 16), picked_plan, number)
             chosen = state.plans[picked]
         by: Literal["model", "person"] = "person" if self.around.choose else "model"
         yield Chose(step=number, options=state.plans, chosen=chosen, by=by)
@@ -201,7 +190,7 @@ class RecurrentGPT(Agent):
             lacking = [name for name in FORMS if name not in found]
             wanted = lacking[:1]  # what is asked for together and not given is asked for alone
             if lacking:
-                raise _Unusable(f"the {' and the '.join(lacking)} could not be found")
+                raise Unusable(f"the {' and the '.join(lacking)} could not be found")
             return found
 
         while kept and self._count(prompt()[0]) > self.lm.context - most:
@@ -261,8 +250,8 @@ class RecurrentGPT(Agent):
             done = self.lm.chat(_message(text), **options)
             yield Said(step=number, purpose=purpose, text=done.text, usage=done.usage)
             try:
-                return read(_whole(done.text) if done.finish == "length" else done.text)
-            except _Unusable as wrong:
+                return read(uncut(done.text) if done.finish == "length" else done.text)
+            except Unusable as wrong:
                 why = str(wrong)
             yield Refused(step=number, purpose=purpose, attempt=attempt, why=why)
         raise KeifuError(
@@ -284,83 +273,8 @@ class RecurrentGPT(Agent):
             file.write(("\n\n".join(told) + "\n").encode())
 
 
-class _Unusable(Exception):
-    """An answer that lacks something, in words."""
-
-
-def load(folder: Path, goal: str = "") -> State:
-    """The state in a folder, or the beginning of a story about `goal`.
-
-    Raises KeifuError if the story there is about something else, or there is no goal at all;
-    FormatError if the file is damaged.
-    """
-    path = folder / STATE
-    if not path.exists():
-        if not goal:
-            raise KeifuError(f"there is no story in {folder}: say what it is to be about")
-        return State(goal=goal)
-    try:
-        if path.stat().st_size > _MOST_STATE:
-            raise FormatError(f"{path} is larger than {_MOST_STATE >> 20} MiB: no state of a story")
-        whole = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(whole, dict) or whole.pop("schema_version", None) != SCHEMA:
-            raise ValueError("not of this version of Keifu")
-        state = State(**{**whole, "plans": tuple(whole["plans"])})
-        texts = (state.goal, state.paragraph, state.summary, *state.plans)
-        sound = all(isinstance(text, str) and text for text in texts)
-        if not (sound and type(state.step) is int and state.step > 0 and len(state.plans) == PLANS):
-            raise ValueError("a field has no sensible value")
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as wrong:
-        raise FormatError(f"{path} is damaged: {wrong}") from None
-    if goal and goal != state.goal:
-        raise KeifuError(
-            f"{folder} holds a story about {state.goal[:60]!r}: go on with that, or use another -o"
-        )
-    return state
-
-
 def _message(text: str) -> list[Message]:
     return [{"role": "user", "content": text}]
-
-
-def parts(text: str, wanted: Sequence[str]) -> dict[str, Any]:
-    """The parts of an answer that are wanted and there: paragraph, summary, plans (one or more).
-
-    Where a lone part is wanted its name may be missing: the text before any other name is the part.
-    """
-    marks = list(_HEAD.finditer(text))
-    ends = [mark.start() for mark in marks[1:]] + [len(text)] * bool(marks)
-    said: dict[str, list[str]] = {}
-    for mark, end in zip(marks, ends, strict=True):
-        said.setdefault(mark[1].lower().removesuffix("s"), []).append(text[mark.end() : end])
-    before = text[: marks[0].start()] if marks else text
-    if before.strip() and len(wanted) == 1:
-        said.setdefault(wanted[0].removesuffix("s"), [before])
-    found: dict[str, Any] = {}
-    for name in ("paragraph", "summary"):
-        body = said.get(name, [""])[0].replace("\0", "").strip()
-        if 0 < len(body) <= MOST_TEXT:  # what cannot be kept is not there
-            found[name] = body
-    bodies = said.get("plan", [])
-    if len(bodies) == 1 and _ITEM.search(bodies[0]):  # a list under one name
-        bodies = _ITEM.split(bodies[0])[1:]
-    if plans := tuple(body.strip() for body in bodies if body.strip()):
-        found["plans"] = plans
-    return {name: found[name] for name in wanted if name in found}
-
-
-def _whole(text: str) -> str:
-    """An answer that was cut, up to the end of its last whole sentence."""
-    ends = [m.end() for m in re.finditer(r"[.!?…。！？][\"'”’」]*(?=\s)", text)]
-    return text[: ends[-1]] if ends else ""
-
-
-def _number(text: str) -> int:
-    """The plan that is meant, from 0. Raises _Unusable."""
-    found = re.search(rf"\b[1-{PLANS}]\b", text)
-    if not found:
-        raise _Unusable(f"no plan from 1 to {PLANS} was named")
-    return int(found[0]) - 1
 
 
 agent = RecurrentGPT

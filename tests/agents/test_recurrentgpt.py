@@ -12,8 +12,9 @@ import pytest
 
 from keifu.agents import agents
 from keifu.agents._agent import Agent, Surroundings
+from keifu.agents._story import State, load, parts
 from keifu.agents._trace import Began, Chose, Ended, Event, Made, Recalled, Refused, record
-from keifu.agents.recurrentgpt import Options, RecurrentGPT, State, load, parts
+from keifu.agents.recurrentgpt import Options, RecurrentGPT
 from keifu.core.errors import ContextLengthError, FormatError, KeifuError
 from keifu.lm.scripted import Request, ScriptedLM
 from keifu.retrieval.memory import Embedder, Memory
