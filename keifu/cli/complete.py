@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import time
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import click
 
@@ -18,11 +19,17 @@ from keifu.cli.options import Argument, Fields, Option
 from keifu.cli.render import Plain, note
 from keifu.core.errors import KeifuError
 
+if TYPE_CHECKING:
+    from keifu.lm.base import LM
+
 
 def command(
     words: Annotated[tuple[str, ...], Argument("[TEXT]...")] = (),
     options: Annotated[ModelOptions, Fields(ModelOptions)] = ModelOptions(),
     sampling: Annotated[dict[str, Any], SAMPLING] = {},  # noqa: B006 (never written)
+    gist: Annotated[
+        Path | None, Option("--gist", help="A cache of `keifu gist`, which the text goes on from.")
+    ] = None,
     echo: Annotated[bool, Option("--echo", help="Print the text before its continuation.")] = False,
     as_object: Annotated[bool, Option("--json", help="Print one JSON object.")] = False,
     quiet: Annotated[bool, Option("-q", "--quiet", help="Nothing but the text.")] = False,
@@ -44,7 +51,8 @@ def command(
         if echo and lm.text_to_text:
             raise KeifuError(f"{lm.name} does not continue its text: leave --echo out")
         most = sampling.get("max_tokens", None if lm.text_to_text else BASE_TOKENS)
-        stream = lm.complete_stream(text, **{**sampling, "max_tokens": most})
+        past = {"past": _opened(lm, gist)} if gist else {}
+        stream = lm.complete_stream(text, **{**sampling, "max_tokens": most}, **past)
         if as_object:
             answer = run(stream, lambda piece: None)
             print(json.dumps(as_json(lm, answer, loaded), ensure_ascii=False))
@@ -57,3 +65,9 @@ def command(
             note(cut)
     finally:
         lm.close()
+
+
+def _opened(lm: LM, path: Path) -> Any:
+    from keifu.lm.gist import open_gist
+
+    return open_gist(lm, path).kept

@@ -22,6 +22,7 @@ VERBS = {
     "chat": Verb("keifu.cli.chat:command", RUN, "Talk to a model, or ask it one thing."),
     "serve": Verb("keifu.cli.serve:command", RUN, "Serve models over HTTP (OpenAI, Anthropic)."),
     "complete": Verb("keifu.cli.complete:command", RUN, "Continue a text."),
+    "gist": Verb("keifu.cli.gist:command", RUN, "Press a prompt into a few tokens' cache."),
     "ask": Verb("keifu.cli.ask:command", USE, "Ask about documents, however long."),
     "agent": Verb("keifu.cli.agent:app", USE, "Let a model work in several steps."),
     "models": Verb("keifu.cli.models:app", RUN, "Pull, list, show and remove models."),

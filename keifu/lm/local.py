@@ -9,6 +9,7 @@ from typing import Any
 
 from keifu.core.errors import KeifuError, unknown
 from keifu.inference.engine import Engine
+from keifu.inference.kept import Kept
 from keifu.inference.request import Delta, Message, Sampling, Score
 from keifu.inference.stream import Stream
 from keifu.lm.base import LM, ChatOptions, Prompt
@@ -32,9 +33,10 @@ class LocalLM(LM):
         self.has_template = bool(tokenizer.marks.templates)
 
     def complete_stream(self, prompt: Prompt, **options: Any) -> Stream:
-        """Continue a text or token ids."""
-        sampling = self.sampling(known_options(options, SAMPLING_FIELDS))
-        return self.engine.submit(self._ids(prompt), sampling)
+        """Continue a text or token ids; with `past`, what comes after a kept past."""
+        past, given = taken_past(options)
+        sampling = self.sampling(known_options(given, SAMPLING_FIELDS))
+        return self.engine.submit(self.ids(prompt, begin=past is None), sampling, past=past)
 
     def chat_stream(self, messages: Sequence[Message], **options: Any) -> Stream:
         """Answer a conversation, as its chat template writes it."""
@@ -138,10 +140,23 @@ class LocalLM(LM):
         self.engine.close()
 
     def _ids(self, prompt: Prompt) -> list[int]:
-        """The ids of what the model is to read; a text that cannot fit is refused unread."""
-        if isinstance(prompt, str):
-            return self.tokenizer.encode(prompt, most=self.context)
-        return list(prompt)
+        return self.ids(prompt)
+
+    def ids(self, prompt: Prompt, *, begin: bool = True, end: bool = True) -> list[int]:
+        """The ids of what the model is to read; a text that cannot fit is refused unread.
+
+        Args:
+            begin: with the tokens that the checkpoint puts before a text.
+            end: and those that it puts after one.
+        """
+        if not isinstance(prompt, str):
+            return list(prompt)
+        bos, eos = (None if begin else False), (None if end else False)
+        return self._reads().encode(prompt, most=self.context, add_bos=bos, add_eos=eos)
+
+    def _reads(self) -> Tokenizer:
+        """The tokenizer of what it reads."""
+        return self.tokenizer
 
 
 class _ToolStream(Stream):
@@ -166,6 +181,14 @@ class _ToolStream(Stream):
         if finish == "stop" and delta.index in self._called:
             finish = "tool_calls"
         super().put(dataclasses.replace(delta, text=text, tool_calls=calls, finish=finish))
+
+
+def taken_past(options: Mapping[str, Any]) -> tuple[Kept | None, dict[str, Any]]:
+    """What a request continues, and its other options."""
+    past = options.get("past")
+    if past is not None and not isinstance(past, Kept):
+        raise KeifuError(f"past is a {type(past).__name__}, not what keifu.lm.gist.compress keeps")
+    return past, {name: value for name, value in options.items() if name != "past"}
 
 
 def known_options(options: Mapping[str, Any], allowed: Collection[str]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from keifu.inference.rules import Rules
 from keifu.lm.base import LM
 from keifu.lm.local import LocalLM
 from keifu.nn.characters import CharacterCNN
+from keifu.nn.gist import TOKEN, gisted
 from keifu.nn.kernels import native
 from keifu.nn.pair import Pair, PairModule
 from keifu.nn.part import Part
@@ -100,6 +102,8 @@ class Opened:
     def spec(self) -> Part:
         """Its parts, with the window and the retrieval that were asked for."""
         spec, options = self.checkpoint.family.spec(), self.options
+        if isinstance(spec, Stack | Pair) and self.gist() is not None:
+            spec = gisted(spec)
         if options.window is not None:
             spec = self._streaming(spec, options.window)
         if options.retrieve is None:
@@ -135,12 +139,23 @@ class Opened:
 
     def tokenizer(self) -> Tokenizer:
         """Its tokenizer, with the chat format that was asked for."""
-        tokenizer = self.checkpoint.tokenizer()
+        tokenizer = self._tokenizer
         if self.options.template is None:
             return tokenizer
         from keifu.text.chat_formats import chat_format
 
         return tokenizer.with_template(chat_format(self.options.template).jinja())
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        return self.checkpoint.tokenizer()
+
+    def gist(self) -> int | None:
+        """The id of the gist token, in whose presence attention is masked, where there is one."""
+        if "generate" not in self.checkpoint.family.tasks:
+            return None
+        tokenizer = load_reader(self.checkpoint.path) or self._tokenizer
+        return tokenizer.id(TOKEN) if tokenizer.knows(TOKEN) else None
 
     def context(self) -> int:
         """The context asked for; more than it was made for only where there is no fixed table."""
@@ -266,6 +281,7 @@ def _generator(opened: Opened) -> LM:
         dtype=options.dtype,
         device=options.device,
         end_ids=tokenizer.eos_ids,
+        gist=opened.gist(),
         runners=None if options.precision == "exact" else runners,
     )
     named = known.find(opened.ref)

@@ -10,7 +10,7 @@ from keifu.inference.engine import Engine
 from keifu.inference.request import Message, Sampling, Score
 from keifu.inference.stream import Stream
 from keifu.lm.base import Prompt
-from keifu.lm.local import SAMPLING_FIELDS, LocalLM, known_options
+from keifu.lm.local import SAMPLING_FIELDS, LocalLM, known_options, taken_past
 from keifu.text.tokenizer import Tokenizer
 
 _DRAWN = ("temperature", "top_k", "top_p", "min_p", "typical_p")
@@ -51,9 +51,11 @@ class PairLM(LocalLM):
         return Sampling(**{**defaults, **options})
 
     def complete_stream(self, prompt: Prompt, **options: Any) -> Stream:
-        """Turn a text or token ids into another text."""
-        sampling = self.sampling(known_options(options, SAMPLING_FIELDS))
-        return self.engine.submit(self._ids(prompt), sampling, continues=False)
+        """Turn a text or token ids into another text; with `past`, one that goes on from it."""
+        past, given = taken_past(options)
+        sampling = self.sampling(known_options(given, SAMPLING_FIELDS))
+        ids = self.ids(prompt, begin=past is None)
+        return self.engine.submit(ids, sampling, past=past, continues=False)
 
     def chat_stream(self, messages: Sequence[Message], **options: Any) -> Stream:
         """As a decoder's, if the checkpoint says how a conversation becomes one text."""
@@ -97,7 +99,5 @@ class PairLM(LocalLM):
             return self.reader.encode(prompt, add_bos=around, add_eos=around, special=parse)
         return self.reader.encode_chat(prompt, **options)
 
-    def _ids(self, prompt: Prompt) -> list[int]:
-        if isinstance(prompt, str):
-            return self.reader.encode(prompt, most=self.context)
-        return list(prompt)
+    def _reads(self) -> Tokenizer:
+        return self.reader

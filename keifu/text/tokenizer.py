@@ -114,6 +114,10 @@ class Tokenizer:
             raise unknown("token", token, [t.content for t in self._added.values()])
         return int(found)
 
+    def knows(self, token: str) -> bool:
+        """Whether a token string is in the vocabulary."""
+        return self._rust.token_to_id(token) is not None
+
     def token(self, token_id: int) -> str:
         """The token string of an id, as the vocabulary writes it."""
         found = self._rust.id_to_token(token_id) if token_id >= 0 else None
