@@ -2,13 +2,14 @@
 
     python recipes/gist.py
 
-A prompt says which of 26 keys mean which symbols, three pairs of the many there are, after 20 words
-that mean nothing; then comes a key, and its symbol is the answer. Prompts are drawn anew for every
-step and for the test, so none is seen twice. All three models are the same and see the same rows,
-with one gist token between prompt and question; they differ in their mask (Mu et al. 2023, section
-3): the whole prompt is seen (positive control), the gist token alone, or neither (negative control,
-which can only guess one of 4 symbols). At the end the prompt is compressed by the engine, from 26
-tokens to one, and the answers of the cache are counted too. Expected: 1.00, above 0.9, about 0.25.
+A prompt is 24 words that mean nothing and, somewhere among them, two that say a fact each: that
+the answer to the first question is one of four symbols, and that to the second. A question follows,
+and its symbol is to be said. Prompts are drawn anew for every step and for the test, so none is
+seen twice. All three models are the same and see the same rows, with one gist token between prompt
+and question; they differ in their mask (Mu et al. 2023, section 3): the whole prompt is seen
+(positive control), the gist token alone, or neither (negative control, which can only guess one of
+four). Expected of new prompts: 1.00, 1.00 and 0.25. Then the engine compresses a prompt, from 26
+tokens to one, and answers from its cache.
 """
 
 from __future__ import annotations
@@ -25,8 +26,11 @@ from keifu.training.loop import TrainOptions
 from keifu.training.objectives.causal_lm import CausalLM
 from keifu.training.optimizers.adam import Adam
 
-KEYS, SYMBOLS, NOISE, FILL = 2, 4, 8, 22
-GIST = KEYS + SYMBOLS + NOISE
+QUESTIONS, SYMBOLS, NOISE, FILL = 2, 4, 8, 24
+FACTS = QUESTIONS + SYMBOLS
+"""Ids: questions, symbols, the facts (question by symbol), noise, the gist token."""
+FILLERS = FACTS + QUESTIONS * SYMBOLS
+GIST = FILLERS + NOISE
 FAMILY = Llama(
     vocab=GIST + 1, width=64, depth=2, heads=4, kv_heads=4, head_width=16, hidden=128, context=64
 )
@@ -34,16 +38,20 @@ MASKS: dict[str, Gist | None] = {"whole prompt": None, "gist token": Gist(), "ne
 
 
 def examples(count: int, seed: int) -> list[Example]:
-    """Random prompts of 26 tokens: 20 of noise and three pairs, a question and its answer."""
+    """Random prompts of 26 tokens, a question to each and its answer."""
     made, found = torch.Generator().manual_seed(seed), []
     for _ in range(count):
-        keys = torch.randperm(KEYS, generator=made)[:KEYS].tolist()
-        said = torch.randint(0, SYMBOLS, (KEYS,), generator=made).tolist()
-        noise = (torch.randint(0, NOISE, (FILL,), generator=made) + KEYS + SYMBOLS).tolist()
-        pairs = [token for k, s in zip(keys, said, strict=True) for token in (k, KEYS + s)]
-        asked = int(torch.randint(0, KEYS, (1,), generator=made))
+        said = torch.randint(0, SYMBOLS, (QUESTIONS,), generator=made).tolist()
+        prompt = (torch.randint(0, NOISE, (FILL,), generator=made) + FILLERS).tolist()
+        prompt += [FACTS + question * SYMBOLS + s for question, s in enumerate(said)]
+        order = torch.randperm(len(prompt), generator=made).tolist()
+        asked = int(torch.randint(0, QUESTIONS, (1,), generator=made))
         found.append(
-            Example(prompt=(*noise, *pairs), input=(keys[asked],), output=(KEYS + said[asked],))
+            Example(
+                prompt=tuple(prompt[i] for i in order),
+                input=(asked,),
+                output=(QUESTIONS + said[asked],),
+            )
         )
     return found
 
