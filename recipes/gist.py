@@ -8,8 +8,7 @@ and its symbol is to be said. Prompts are drawn anew for every step and for the 
 seen twice. All three models are the same and see the same rows, with one gist token between prompt
 and question; they differ in their mask (Mu et al. 2023, section 3): the whole prompt is seen
 (positive control), the gist token alone, or neither (negative control, which can only guess one of
-four). Expected of new prompts: 1.00, 1.00 and 0.25. Then the engine compresses a prompt, from 26
-tokens to one, and answers from its cache.
+four). Expected of new prompts: 1.00, 1.00 and 0.24 right. Half a minute on one core.
 """
 
 from __future__ import annotations
@@ -64,7 +63,7 @@ def batch(count: int, seed: int) -> Sequences:
     )
 
 
-def trained(mask: Gist | None, steps: int = 400) -> StackModule:
+def trained(mask: Gist | None, steps: int = 200) -> StackModule:
     """The model with a mask, after training."""
     spec = FAMILY.spec()
     assert isinstance(spec, Stack)

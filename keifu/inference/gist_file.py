@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from keifu.checkpoints.atomic import written
 from keifu.checkpoints.safetensors import SafetensorsSource
 from keifu.checkpoints.source import parse_json
+from keifu.core.atomic import written
 from keifu.core.errors import FormatError, KeifuError
 from keifu.inference.kept import Source
 from keifu.nn.linear import Weight
