@@ -27,7 +27,7 @@ def differences(a: object, b: object, path: str = "") -> Iterator[Row]:
 
     Two dataclasses of one type are compared field by field, mappings key by key, sequences item by
     item; the same difference in several items is one row (`blocks[0..29,31]`). Parts of different
-    types differ as a whole. The path of a difference between the two values themselves is empty.
+    types differ as a whole, but for a stack and one that is more (segments with memory). The path of a difference between the two values themselves is empty.
     """
     if a == b and type(a) is type(b):
         return
@@ -35,6 +35,11 @@ def differences(a: object, b: object, path: str = "") -> Iterator[Row]:
         for field in fields(a):
             inner = f"{path}.{field.name}" if path else field.name
             yield from differences(getattr(a, field.name), getattr(b, field.name), inner)
+    elif not path and is_dataclass(a) and is_dataclass(b) and _akin(a, b):
+        yield Row("", type(a).__name__, type(b).__name__)
+        own, other = ({f.name: getattr(v, f.name) for f in fields(v)} for v in (a, b))
+        for name in own | other:
+            yield from _pair(own.get(name, _NONE), other.get(name, _NONE), name)
     elif isinstance(a, Mapping) and isinstance(b, Mapping):
         for key in [*a, *(key for key in b if key not in a)]:
             yield from _pair(a.get(key, _NONE), b.get(key, _NONE), f"{path}[{key!r}]")
@@ -42,6 +47,11 @@ def differences(a: object, b: object, path: str = "") -> Iterator[Row]:
         yield from _sequences(list(a), list(b), path)  # type: ignore[call-overload]
     else:
         yield Row(path, written(a), written(b))
+
+
+def _akin(a: object, b: object) -> bool:
+    """Whether one's type is the other's with more fields."""
+    return isinstance(a, type(b)) or isinstance(b, type(a))
 
 
 def written(value: object) -> str:
