@@ -27,7 +27,8 @@ def differences(a: object, b: object, path: str = "") -> Iterator[Row]:
 
     Two dataclasses of one type are compared field by field, mappings key by key, sequences item by
     item; the same difference in several items is one row (`blocks[0..29,31]`). Parts of different
-    types differ as a whole, but for a stack and one that is more (segments with memory). The path of a difference between the two values themselves is empty.
+    types differ as a whole, but for a stack and one that is more (segments with memory). The path
+    of a difference between the two values themselves is empty.
     """
     if a == b and type(a) is type(b):
         return
