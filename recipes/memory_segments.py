@@ -8,7 +8,7 @@ et al. 2023, arXiv 2304.11062, section 4.1). A GPT-2 of one layer of width 32 se
 time beside two memory vectors. Rows have one segment at first, then up to two, three and four; rows
 of eight and of sixteen are asked for as well. Expected: 1.00 of the symbols right up to eight
 segments, about 0.6 over sixteen; about 0.13, which is chance, where the memory is put to zero
-between segments. Half a minute on one core.
+between segments. (Seed 0 reaches 0.85 over eight, seed 1 again 1.00.) Half a minute on one core.
 """
 
 from __future__ import annotations

@@ -122,3 +122,17 @@ def test_a_value_that_says_how_it_is_written_is_written_so() -> None:
     from keifu.nn.masks import Causal, Window
 
     assert written(Causal() & Window(width=4)) == "Causal() & Window(width=4, keep=0)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class More(Whole):
+    memory: int = 3
+
+
+def test_a_whole_that_is_more_differs_in_what_it_adds() -> None:
+    found = list(differences(Whole(blocks=(Mixer(),)), More(blocks=(Mixer(heads=2),))))
+    assert found == [
+        Row("", "Whole", "More"),
+        Row("blocks[0].heads", "4", "2"),
+        Row("memory", None, "3"),
+    ]
