@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from keifu.core.errors import ConfigError
 from keifu.nn.inputs import Tokens, TokensModule
+from keifu.nn.masks import UNMARKED
 from keifu.nn.part import parameter
 from keifu.nn.segment import Piece, Wave, Within, cut
 from keifu.nn.stack import Output, Stack, StackModule
@@ -134,7 +135,7 @@ class SegmentsModule(StackModule):
         The n-th pieces of all rows run together. An encoder's segments come whole, and its `taps`
         of rows are those of a row's last segment.
         """
-        if step.landmarks:
+        if any(marks != UNMARKED for marks in step.landmarks):
             raise ValueError("landmarks are places of a whole row: segments have none")
         spec, vectors = self.spec, self.input.table(ids)
         memories = self._held(step, states)
