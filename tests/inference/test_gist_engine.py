@@ -15,9 +15,11 @@ from keifu.inference.gist import compress, contents, release, restored
 from keifu.inference.plans import Plan
 from keifu.inference.request import Completion, Sampling
 from keifu.inference.runner import TorchRunner, step_of
-from keifu.nn.gist import gisted, landmarks_of
+from keifu.nn.gist import landmarks_of
 from keifu.nn.kernels import native
+from keifu.nn.masks import Causal, Window
 from keifu.nn.pages import OutOfState
+from keifu.nn.past import forget
 from keifu.nn.stack import Stack, StackModule
 from keifu.nn.state import StatePool
 from tests.inference.gists import (
@@ -89,16 +91,26 @@ def test_a_plan_heeds_gist_tokens_and_what_is_forgotten(name: str) -> None:
         torch.testing.assert_close(b, got[0][-len(REST) :], atol=2e-4, rtol=1e-3)
 
 
-def test_first_tokens_that_stay_keep_a_forgotten_past_off_the_plan() -> None:
-    spec = replace(Mistral.tiny(), window=8).spec()
+@pytest.mark.skipif(not native.available(), reason=native.why())
+@torch.inference_mode()
+def test_where_first_tokens_stay_a_forgotten_past_is_off_the_plan() -> None:
+    """The kernel finds first tokens at a request's first places, which forgetting fills anew."""
+    spec = Mistral.tiny().spec()
     assert isinstance(spec, Stack)
-    made = gisted(spec).build()
+    mixer = vars(spec.blocks[0])["mixer"]
+    kept = replace(spec.blocks[0], mixer=replace(mixer, mask=Causal() & Window(8, keep=2)))
+    made = replace(spec, blocks=(kept,) * len(spec.blocks)).build()
     assert isinstance(made, StackModule)
-    with running(made.eval()) as engine:
-        plan = Plan(made, engine.pool, 64) if native.available() else None
-        kept = compress(engine, with_gist(PROMPT, 2))
-        assert kept.state is not None
-        assert plan is None or plan.takes([1], [kept.state])
+    made.initialise(seed=3, std=0.3)
+    pool = StatePool(made.spec.entries(), budget=1 << 20, page=4)
+    plan, state = Plan(made.eval(), pool, 64), pool.open()
+    pool.reserve(state, 12)
+    step = step_of([state], [12], [64], torch.device("cpu"))
+    plan.run(list(range(12)), step, [state], [11])
+    pool.advance(state, 12)
+    assert plan.takes([1], [state])
+    forget(pool, state, 9)
+    assert not plan.takes([1], [state])
 
 
 def test_many_share_one_gist_whose_pages_come_back() -> None:
