@@ -306,7 +306,8 @@ class Engine:
         names = {name for o in outputs for name in o.memories}
         memories = {n: tuple(o.memories.get(n, _WRITTEN) for o in outputs) for n in names}
         marks = () if self.pair else tuple(o.job.landmarks for o in outputs)
-        step = step_of(states, lengths, limits, self.device, self.compute, memories, marks)
+        coarse = tuple(o.job.coarse for o in outputs)
+        step = step_of(states, lengths, limits, self.device, self.compute, memories, marks, coarse)
         runner = next(r for r in self.runners if r.takes(lengths, states))
         logits = runner.run(ids, step, states, select)
         for output, state, n in zip(outputs, states, lengths, strict=True):

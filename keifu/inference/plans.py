@@ -217,6 +217,7 @@ class Plan:
             lengths=positions + 1 - forgotten,
             starts=self._starts(step, positions, owners) - forgotten if self._gist else None,
             owners=owners,
+            coarse=positions < np.array(step.coarse)[owners] if any(step.coarse) else None,
             chosen=np.asarray(select, dtype=np.int32),
             tables=[_table(states, g) for g in range(len(self.pool.groups))],
         )

@@ -65,6 +65,7 @@ def step_of(
     compute: torch.dtype | None = None,
     memories: Mapping[str, tuple[Tensor, ...]] | None = None,
     landmarks: tuple[Landmarks, ...] = (),
+    coarse: tuple[int, ...] = (),
 ) -> Step:
     """The step that feeds `lengths` new tokens to each request."""
     offsets = [0]
@@ -79,4 +80,5 @@ def step_of(
         compute=compute,
         memories=memories or {},
         landmarks=landmarks,
+        coarse=coarse,
     )

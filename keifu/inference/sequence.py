@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from keifu.inference.source import Reading
 
 
+TAIL = 32
+"""Tokens at a prompt's end that are always computed as finely as what follows them."""
+
+
 @dataclass(eq=False)
 class Job:
     """One request: the prompt, what is asked, and where its deltas go."""
@@ -61,6 +65,12 @@ class Job:
     keep: Callable[[Sequence], None] | None = None
     """Called when the first output has ended, before its state goes."""
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+
+    @property
+    def coarse(self) -> int:
+        """Positions of a prompt that nobody asks of but what comes later: all except its end's."""
+        scored = self.sampling.prompt_logprobs is not None
+        return 0 if scored else max(self.offset + len(self.prompt) - TAIL, 0)
 
 
 class Sequence:

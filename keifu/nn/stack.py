@@ -241,6 +241,7 @@ def _with_shared(step: Step, shared: Mapping[str, nn.Module]) -> Step:
         offsets=step.offsets,
         limits=step.limits,
         landmarks=step.landmarks,
+        coarse=step.coarse,
         segments=step.segments,
         kinds=step.kinds,
         memories=step.memories,

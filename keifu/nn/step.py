@@ -41,6 +41,8 @@ class Step:
     """(R) the length each request may reach: fixes length-dependent rotary scaling."""
     landmarks: tuple[Landmarks, ...] = ()
     """(R) places of each row that masks and poolings speak of; empty: none."""
+    coarse: tuple[int, ...] = ()
+    """(R) what lies at positions below this may be computed in fewer bits; empty: nothing may."""
     segments: Tensor | None = None
     """(tokens,) segment (token type) ids where the input takes them."""
     kinds: Mapping[str, Tensor] = field(default_factory=dict)

@@ -66,7 +66,8 @@ static void merge(const kf_op *op, const kf_step *step, const kf_worker *worker)
         if (!op->codes || !whole) continue;
         kf_codes *codes = (kf_codes *)(op->codes + row * kf_codes_bytes(blocks * BLOCK));
         for (int b = 0; b < op->width / BLOCK; b++)
-            quantise_block(out + b * BLOCK, codes + head * op->width / BLOCK + b);
+            quantise_block(out + b * BLOCK, codes + head * op->width / BLOCK + b,
+                           kf_coarse(op, step, row));
     }
 }
 

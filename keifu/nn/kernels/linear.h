@@ -39,8 +39,9 @@ INLINE vi dot_four(const int format, vi acc, vu w, const int8_t *codes)
 #define EACH(format) ((format) == KF_Q8_0 ? 576 : (format) == KF_Q6_K ? 448 : 320)
 
 /* R rows of codes times LANES rows of a group; `part` is the first of those rows. */
-INLINE void dot_group(const int format, const int R, const uint8_t *group, kf_layout at, int blocks,
-                      int part, const uint8_t *x, size_t stride, vf *out, const uint8_t *ahead)
+INLINE void dot_group(const int format, const int R, const int planes, const uint8_t *group,
+                      kf_layout at, int blocks, int part, const uint8_t *x, size_t stride, vf *out,
+                      const uint8_t *ahead)
 {
     const uint8_t *codes = group + 4 * part, *high = group + at.high + 4 * part;
     const uint8_t *scales = group + at.scales, *supers = group + at.supers;
@@ -78,7 +79,7 @@ INLINE void dot_group(const int format, const int R, const uint8_t *group, kf_la
             for (int j = 0; j < 8; j++) {
                 int h = halves == 2 ? j / 4 : 0;
                 dot[h] = dot_four(format, dot[h], w[j], q + 4 * j);
-                fine[h] = dot_four(format, fine[h], w[j], rest + 4 * j);
+                if (planes == 2) fine[h] = dot_four(format, fine[h], w[j], rest + 4 * j);
             }
             for (int h = 0; h < halves; h++) dot[h] = (dot[h] << FINE_BITS) + fine[h];
             if (format == KF_Q6_K) {
@@ -98,20 +99,25 @@ INLINE void dot_group(const int format, const int R, const uint8_t *group, kf_la
 typedef void (*dot_kernel)(const uint8_t *, kf_layout, int, int, const uint8_t *, size_t, vf *,
                            const uint8_t *);
 
-#define DOT(format, R)                                                                           \
-    static void dot_##format##_##R(const uint8_t *group, kf_layout at, int blocks, int part,     \
-                                   const uint8_t *x, size_t stride, vf *out, const uint8_t *ahead) \
+#define DOT(format, R, planes)                                                                   \
+    static void dot_##format##_##R##_##planes(const uint8_t *group, kf_layout at, int blocks,    \
+                                              int part, const uint8_t *x, size_t stride, vf *out, \
+                                              const uint8_t *ahead)                              \
     {                                                                                            \
-        dot_group(KF_##format, R, group, at, blocks, part, x, stride, out, ahead);                       \
+        dot_group(KF_##format, R, planes, group, at, blocks, part, x, stride, out, ahead);       \
     }
-#define DOTS(format) DOT(format, 1) DOT(format, 2) DOT(format, 4) DOT(format, 8)
+#define DOTS(format) DOT(format, 1, 2) DOT(format, 2, 2) DOT(format, 4, 2) DOT(format, 8, 2)     \
+    DOT(format, 8, 1)
 DOTS(Q4_0) DOTS(Q4_1) DOTS(Q8_0) DOTS(Q4_K) DOTS(Q6_K)
 
-/* Kernels for 1, 2, 4 and 8 rows. */
+enum { ROWS_8 = 3, COARSE_8 = 4 };
+
+/* Kernels for 1, 2, 4 and 8 rows, and for 8 coarse ones. */
 static const dot_kernel *dots(int format)
 {
-#define ROW(format) {dot_##format##_1, dot_##format##_2, dot_##format##_4, dot_##format##_8}
-    static const dot_kernel table[5][4] = {ROW(Q4_0), ROW(Q4_1), ROW(Q8_0), ROW(Q4_K), ROW(Q6_K)};
+#define ROW(format) {dot_##format##_1_2, dot_##format##_2_2, dot_##format##_4_2,                 \
+                     dot_##format##_8_2, dot_##format##_8_1}
+    static const dot_kernel table[5][5] = {ROW(Q4_0), ROW(Q4_1), ROW(Q8_0), ROW(Q4_K), ROW(Q6_K)};
 #undef ROW
     switch (format) {
     case KF_Q4_0: return table[0];
@@ -144,8 +150,15 @@ INLINE void put_lanes(const kf_op *op, int row, int column, int count, vf value)
     store(at, op->flags & KF_ADD ? load(at) + value : value);
 }
 
-static void tiled(const kf_op *op, const kf_segment *s, int rows, int first, int last,
-                  const uint8_t *after)
+static int all_coarse(const kf_op *op, const kf_step *step, int row)
+{
+    for (int r = row; r < row + 8; r++)
+        if (!kf_coarse(op, step, r)) return 0;
+    return 1;
+}
+
+static void tiled(const kf_op *op, const kf_step *step, const kf_segment *s, int rows, int first,
+                  int last, const uint8_t *after)
 {
     kf_layout at = kf_group_layout(s->format, s->cols);
     const dot_kernel *kernels = dots(s->format);
@@ -154,12 +167,13 @@ static void tiled(const kf_op *op, const kf_segment *s, int rows, int first, int
         const uint8_t *data = s->data + (size_t)group * s->group_bytes;
         int valid = s->rows - group * GROUP;
         for (int row = 0; row < rows;) {
-            int size = rows - row >= 8 ? 3 : rows - row >= 4 ? 2 : rows - row >= 2 ? 1 : 0;
+            int size = rows - row >= 8 ? ROWS_8 : rows - row >= 4 ? 2 : rows - row >= 2 ? 1 : 0;
+            int which = size == ROWS_8 && all_coarse(op, step, row) ? COARSE_8 : size;
             const uint8_t *x = op->codes + row * stride;
             for (int part = 0; part < GROUP && part < valid; part += LANES) {
                 vf sums[8];
                 const uint8_t *ahead = row || part ? NULL : group + 1 < last ? data + at.bytes : after;
-                kernels[size](data, at, s->cols / BLOCK, part, x, stride, sums, ahead);
+                kernels[which](data, at, s->cols / BLOCK, part, x, stride, sums, ahead);
                 for (int r = 0; r < 1 << size; r++)
                     put_lanes(op, row + r, s->first + group * GROUP + part, valid - part, sums[r]);
             }
@@ -303,7 +317,7 @@ static void linear(const kf_op *op, const kf_step *step, const kf_worker *worker
                            s->first + g * GROUP, valid, rows);
             }
         } else {
-            tiled(op, s, rows, first, last, after);
+            tiled(op, step, s, rows, first, last, after);
         }
     }
 }

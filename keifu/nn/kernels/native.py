@@ -55,6 +55,7 @@ class StepData(ctypes.Structure):
         ("count", c_int32),
         *((name, c_void_p) for name in ("tokens", "positions", "lengths", "starts", "owners")),
         ("chosen", c_void_p),
+        ("coarse", c_void_p),
         ("tables", c_void_p * TABLES),
         ("table_strides", c_int64 * TABLES),
     )

@@ -61,6 +61,7 @@ typedef struct {
     const int32_t *tokens, *positions;         /* a row: what and where it is */
     const int32_t *lengths, *starts, *owners;  /* slots up to its own; first it may see; table row */
     const int32_t *chosen;                     /* rows that `select` keeps */
+    const int32_t *coarse;                     /* rows whose activations have one plane; or NULL */
     const int32_t *tables[KF_TABLES];          /* pages of each owner */
     int64_t table_strides[KF_TABLES];
 } kf_step;
@@ -89,6 +90,12 @@ extern const kf_isa kf_generic, kf_avx2, kf_avx512;
 static inline int kf_rows(const kf_op *op, const kf_step *step)
 {
     return op->flags & KF_CHOSEN ? step->count : step->rows;
+}
+
+/* Whether an operation's row is one whose activations have one plane of codes. */
+static inline int kf_coarse(const kf_op *op, const kf_step *step, int64_t row)
+{
+    return step->coarse && step->coarse[op->flags & KF_CHOSEN ? step->chosen[row] : row];
 }
 
 /* This thread's part [first, last) of `total` equal pieces of work. */

@@ -17,7 +17,7 @@ from keifu.nn.kernels.native import Op, Segment, StepData
 from keifu.nn.kernels.tape import CODES, FREE, Buffer, Node, Tape, Value
 from keifu.nn.kernels.tiles import GROUP
 
-PER_ROW = ("tokens", "positions", "lengths", "starts", "owners", "chosen")
+PER_ROW = ("tokens", "positions", "lengths", "starts", "owners", "coarse", "chosen")
 Range = tuple[int, int]
 
 
@@ -70,6 +70,7 @@ class Program:
         lengths: ArrayLike | None = None,
         owners: ArrayLike | None = None,
         starts: ArrayLike | None = None,
+        coarse: ArrayLike | None = None,
         chosen: ArrayLike | None = None,
         tables: Sequence[NDArray[np.int32]] = (),
     ) -> None:
@@ -80,6 +81,7 @@ class Program:
             lengths: slots of its request that a row can reach, its own, the last one, included.
             owners: which row of the page tables is a token's; None is the first for all.
             starts: the first slot that a row may see, where early pages are gone.
+            coarse: whether a row's activations meet packed weights in 8 bits, not in 16.
             chosen: rows for `select`, rising.
             tables: (owners, pages) int32 page numbers, one table a group of layers.
         """
@@ -90,7 +92,10 @@ class Program:
         for name, values in (given | {"starts": starts}).items():
             self._arrays[name][:n] = 0 if values is None else values
         step = self._step
-        step.rows, step.count = n, 0
+        step.rows, step.count, step.coarse = n, 0, None
+        if coarse is not None:
+            self._arrays["coarse"][:n] = coarse
+            step.coarse = self._arrays["coarse"].ctypes.data
         if chosen is not None:
             step.count = len(chosen)  # type: ignore[arg-type]
             self._arrays["chosen"][: step.count] = chosen

@@ -6,8 +6,9 @@ INLINE kf_codes *kf_codes_at(const kf_op *op, int64_t row)
     return (kf_codes *)(op->codes + row * kf_codes_bytes(op->width));
 }
 
-/* A block of activations in two planes. A NaN or infinity makes the block's step NaN. */
-INLINE void quantise_block(const float *x, kf_codes *q)
+/* A block of activations in two planes, or in the first alone. A NaN or infinity makes the block's
+ * step NaN. */
+INLINE void quantise_block(const float *x, kf_codes *q, int coarse)
 {
     vf most = {0}, odd = {0};
     for (int i = 0; i < BLOCK; i += LANES) {
@@ -23,7 +24,7 @@ INLINE void quantise_block(const float *x, kf_codes *q)
         vi high = nearest(value * inverse);
         /* At most half a step is left: 128 of these, and the one that does not fit is cut. */
         vf left = (value - from_int(high) * step) * (inverse * FINE);
-        vi low = nearest(smaller(left, splat(127.0f)));
+        vi low = coarse ? (vi){0} : nearest(smaller(left, splat(127.0f)));
         narrow_signed(q->codes + i, high);
         narrow_signed(q->rest + i, low);
         half[i / 16] += FINE * sum_whole(high) + sum_whole(low);
@@ -34,9 +35,9 @@ INLINE void quantise_block(const float *x, kf_codes *q)
     q->half[0] = half[0], q->half[1] = half[1];
 }
 
-static void quantise_row(const float *x, uint8_t *codes, int width)
+static void quantise_row(const float *x, kf_codes *codes, int width, int coarse)
 {
-    for (int b = 0; b < width / BLOCK; b++) quantise_block(x + b * BLOCK, (kf_codes *)codes + b);
+    for (int b = 0; b < width / BLOCK; b++) quantise_block(x + b * BLOCK, codes + b, coarse);
 }
 
 static void quantise(const kf_op *op, const kf_step *step, const kf_worker *worker)
@@ -45,7 +46,8 @@ static void quantise(const kf_op *op, const kf_step *step, const kf_worker *work
     kf_share(blocks * kf_rows(op, step), worker, &first, &last);
     for (int64_t i = first; i < last; i++) {
         int64_t row = i / blocks, b = i % blocks;
-        quantise_block(op->in + row * op->in_stride + b * BLOCK, kf_codes_at(op, row) + b);
+        quantise_block(op->in + row * op->in_stride + b * BLOCK, kf_codes_at(op, row) + b,
+                       kf_coarse(op, step, row));
     }
 }
 
@@ -98,7 +100,7 @@ static void norm(const kf_op *op, const kf_step *step, const kf_worker *worker)
             for (int c = 0; c < op->width; c++) out[c] *= weight[c];
         if (op->bias)
             for (int c = 0; c < op->width; c++) out[c] += op->bias[c];
-        if (op->codes) quantise_row(out, op->codes + row * kf_codes_bytes(op->width), op->width);
+        if (op->codes) quantise_row(out, kf_codes_at(op, row), op->width, kf_coarse(op, step, row));
     }
 }
 
@@ -172,7 +174,7 @@ static void activate(const kf_op *op, const kf_step *step, const kf_worker *work
             ACTIVATE(KF_QUICK_GELU) ACTIVATE(KF_SILU) ACTIVATE(KF_SIGMOID) ACTIVATE(KF_TANH)
         default: activate_block(KF_IDENTITY, in, gated, out, count);
         }
-        if (op->codes) quantise_block(out, kf_codes_at(op, row) + b);
+        if (op->codes) quantise_block(out, kf_codes_at(op, row) + b, kf_coarse(op, step, row));
     }
 }
 #undef ACTIVATE

@@ -326,7 +326,9 @@ class Tape:
         node.flags |= (INTERLEAVED if turn.interleaved else 0) | (BY_ROW if turn.by_row else 0)
 
     def _buffer(self, size: int, *, chosen: bool) -> Buffer:
-        buffer = Buffer(-(-size // 64) * 64, chosen)
+        # An odd number of cache lines: rows of an even one fall on few of the cache's sets.
+        lines = -(-size // 64) | 1
+        buffer = Buffer(64 * lines, chosen)
         self.buffers.append(buffer)
         return buffer
 

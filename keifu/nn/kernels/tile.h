@@ -79,8 +79,8 @@ static inline kf_layout kf_group_layout(int format, size_t cols)
 
 /* A row of activations in two planes of 8-bit codes by blocks of 32, ready for integer dot products:
  * the values rounded to 8 bits, then what that left over, to 8 bits again. As good as 16 bits; with
- * one plane, rounding alone flips close choices of a small model. A value is
- * (FINE * codes + rest) * scale, and sums of codes are of FINE * codes + rest. */
+ * one plane, rounding alone flips close choices of a small model; coarse rows have only that one, and
+ * rest is 0. A value is (FINE * codes + rest) * scale, and sums of codes are of FINE * codes + rest. */
 enum { FINE_BITS = 8, FINE = 1 << FINE_BITS };
 
 typedef struct {
@@ -92,7 +92,7 @@ typedef struct {
 
 static inline size_t kf_codes_bytes(size_t cols)
 {
-    return (cols / BLOCK * sizeof(kf_codes) + 63) / 64 * 64;
+    return ((cols / BLOCK * sizeof(kf_codes) + 63) / 64 | 1) * 64; /* odd: see tape.py */
 }
 
 #endif
