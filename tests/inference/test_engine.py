@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -15,7 +15,11 @@ from keifu.core.errors import ContextLengthError, KeifuError
 from keifu.families.llama import Llama
 from keifu.inference.engine import Engine
 from keifu.inference.request import Sampling
+from keifu.inference.runner import TorchRunner
+from keifu.inference.sequence import TAIL
 from keifu.nn.stack import StackModule
+from keifu.nn.state import RequestState
+from keifu.nn.step import Step
 from keifu.text.tokenizer import Tokenizer
 
 FAMILY = Llama.tiny()
@@ -236,3 +240,29 @@ def test_closing_ends_what_runs(model: StackModule) -> None:
     assert stream.result().finish in ("cancelled", "length")
     with pytest.raises(KeifuError, match="closed"):
         made.submit([1], Sampling())
+
+
+class Recorder:
+    """A runner that notes what it was told may be coarse."""
+
+    def __init__(self, inner: TorchRunner) -> None:
+        self.inner, self.seen = inner, list[tuple[int, ...]]()
+
+    def takes(self, lengths: Sequence[int], states: Sequence[RequestState]) -> bool:
+        return self.inner.takes(lengths, states)
+
+    def run(self, ids: list[int], step: Step, states: Any, select: Sequence[int]) -> torch.Tensor:
+        self.seen.append(step.coarse)
+        return self.inner.run(ids, step, states, select)
+
+
+def test_a_prompts_end_its_output_and_what_is_scored_are_never_coarse(engine: Engine) -> None:
+    recorder = Recorder(TorchRunner(engine.model, engine.pool))
+    engine.runners = [recorder]
+    prompt = [3] * (TAIL + 8)
+    engine.submit(prompt, Sampling(max_tokens=2, **GREEDY)).result()
+    assert recorder.seen == [(8,), (8,)]
+    recorder.seen.clear()
+    engine.submit(prompt, Sampling(max_tokens=1, prompt_logprobs=0, **GREEDY)).result()
+    engine.submit(prompt[:TAIL], Sampling(max_tokens=1, **GREEDY)).result()
+    assert set(recorder.seen) == {(0,)}

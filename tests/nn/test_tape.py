@@ -376,3 +376,24 @@ def test_values_that_do_not_fit_are_refused() -> None:
         tape.attend(x, x[:32], x[:32], state, state, page=15, scale=1.0)
     with pytest.raises(ValueError, match="step of 3"):
         Program(tape).run(tokens=[1, 2, 3])
+
+
+@pytest.mark.parametrize("kind", ["q4_0", "q4_1", "q8_0", "q4_k", "q6_k"])
+def test_coarse_rows_meet_weights_in_eight_bits(kind: str) -> None:
+    """A coarse row's activations are rounded to 8 bits a block of 32, whoever shares its step."""
+    torch.manual_seed(0)
+    weight, x = Packed.quantize(torch.randn(48, 512), kind), torch.randn(20, 512) * 3
+    step = x.unflatten(1, (-1, 32)).abs().amax(-1, keepdim=True) / 127
+    rounded = ((x.unflatten(1, (-1, 32)) / step).round() * step).flatten(1)
+    exact = weight.dequantize().double()
+    coarse = torch.tensor([True] * 17 + [False] * 3)
+    expected = torch.where(coarse[:, None], rounded, x).double() @ exact.T
+    tiled = tile(weight)
+    got = apply(lambda t, v: t.linear(v, [tiled]), x, coarse=coarse.numpy())
+    torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=5e-3)
+    assert (got[:17].double() - x[:17].double() @ exact.T).abs().max() > 2e-2
+    fine = apply(lambda t, v: t.linear(v, [tiled]), x)
+    assert torch.equal(got[17:], fine[17:])
+    for rows in (slice(3, 4), slice(2, 9), slice(1, 17)):
+        alone = apply(lambda t, v: t.linear(v, [tiled]), x[rows], coarse=coarse[rows].numpy())
+        assert torch.equal(alone, got[rows])

@@ -40,11 +40,11 @@ INLINE vi dot_four(const int format, vi acc, vu w, const int8_t *codes)
 
 /* R rows of codes times LANES rows of a group; `part` is the first of those rows. */
 INLINE void dot_group(const int format, const int R, const int planes, const uint8_t *group,
-                      kf_layout at, int blocks, int part, const uint8_t *x, size_t stride, vf *out,
+                      const kf_layout *at, int blocks, int part, const uint8_t *x, size_t stride, vf *out,
                       const uint8_t *ahead)
 {
-    const uint8_t *codes = group + 4 * part, *high = group + at.high + 4 * part;
-    const uint8_t *scales = group + at.scales, *supers = group + at.supers;
+    const uint8_t *codes = group + 4 * part, *high = group + at->high + 4 * part;
+    const uint8_t *scales = group + at->scales, *supers = group + at->supers;
     vf sums[8], d = {0}, m = {0}, step = {0}, low = {0};
     const size_t each = EACH(format);
     for (int r = 0; r < R; r++) sums[r] = (vf){0};
@@ -96,11 +96,11 @@ INLINE void dot_group(const int format, const int R, const int planes, const uin
     for (int r = 0; r < R; r++) out[r] = sums[r];
 }
 
-typedef void (*dot_kernel)(const uint8_t *, kf_layout, int, int, const uint8_t *, size_t, vf *,
+typedef void (*dot_kernel)(const uint8_t *, const kf_layout *, int, int, const uint8_t *, size_t, vf *,
                            const uint8_t *);
 
 #define DOT(format, R, planes)                                                                   \
-    static void dot_##format##_##R##_##planes(const uint8_t *group, kf_layout at, int blocks,    \
+    static void dot_##format##_##R##_##planes(const uint8_t *group, const kf_layout *at, int blocks,    \
                                               int part, const uint8_t *x, size_t stride, vf *out, \
                                               const uint8_t *ahead)                              \
     {                                                                                            \
@@ -173,7 +173,7 @@ static void tiled(const kf_op *op, const kf_step *step, const kf_segment *s, int
             for (int part = 0; part < GROUP && part < valid; part += LANES) {
                 vf sums[8];
                 const uint8_t *ahead = row || part ? NULL : group + 1 < last ? data + at.bytes : after;
-                kernels[which](data, at, s->cols / BLOCK, part, x, stride, sums, ahead);
+                kernels[which](data, &at, s->cols / BLOCK, part, x, stride, sums, ahead);
                 for (int r = 0; r < 1 << size; r++)
                     put_lanes(op, row + r, s->first + group * GROUP + part, valid - part, sums[r]);
             }
