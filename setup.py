@@ -16,6 +16,10 @@ HEADERS = [
     "attend",
     "attend_rows",
     "attention",
+    "activations",
+    "scan",
+    "scans",
+    "recurrences",
 ]
 VECTOR_SOURCES = ["vectors", "vectors_generic", "vectors_avx2", "vectors_avx512"]
 SCAN_SOURCES = ["scans", "scans_generic", "scans_avx2", "scans_avx512"]
@@ -52,7 +56,9 @@ VECTORS = Extension(
 SCANS = Extension(
     "keifu.nn.kernels._scans",
     sources=[f"{FOLDER}/{name}.c" for name in SCAN_SOURCES],
-    depends=[f"{FOLDER}/{name}.h" for name in ("simd", "scan", "scans")],
+    depends=[
+        f"{FOLDER}/{name}.h" for name in ("simd", "activations", "scan", "scans", "scans_isa")
+    ],
     extra_compile_args=FLAGS,
     libraries=["m"],
     optional=True,

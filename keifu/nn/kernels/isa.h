@@ -1,5 +1,5 @@
 /* All kernels for one instruction set: included once by each isa_*.c, which names it. */
-#include "simd.h"
+#include "activations.h"
 #include "ops.h"
 #include "unpack.h"
 #include "linear.h"
@@ -7,6 +7,8 @@
 #include "attend.h"
 #include "attend_rows.h"
 #include "attention.h"
+#include "scans.h"
+#include "recurrences.h"
 
 const kf_isa KF_TABLE = {
     KF_NAME,
@@ -14,6 +16,7 @@ const kf_isa KF_TABLE = {
         [KF_EMBED] = embed, [KF_NORM] = norm, [KF_QUANTISE] = quantise, [KF_LINEAR] = linear,
         [KF_ROTARY] = rotary, [KF_STORE] = keep, [KF_ATTEND] = attend, [KF_MERGE] = merge,
         [KF_ACTIVATE] = activate, [KF_COMBINE] = combine, [KF_SELECT] = choose,
+        [KF_FILTER] = filter, [KF_SELECTIVE] = selective, [KF_SSD] = ssd, [KF_LRU] = lru,
     },
     unpack,
     narrow,

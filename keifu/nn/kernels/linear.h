@@ -162,14 +162,14 @@ static void tiled(const kf_op *op, const kf_step *step, const kf_segment *s, int
 {
     kf_layout at = kf_group_layout(s->format, s->cols);
     const dot_kernel *kernels = dots(s->format);
-    size_t stride = kf_codes_bytes(s->cols);
+    size_t stride = kf_codes_bytes(op->width), from = s->from / BLOCK * sizeof(kf_codes);
     for (int group = first; group < last; group++) {
         const uint8_t *data = s->data + (size_t)group * s->group_bytes;
         int valid = s->rows - group * GROUP;
         for (int row = 0; row < rows;) {
             int size = rows - row >= 8 ? ROWS_8 : rows - row >= 4 ? 2 : rows - row >= 2 ? 1 : 0;
             int which = size == ROWS_8 && all_coarse(op, step, row) ? COARSE_8 : size;
-            const uint8_t *x = op->codes + row * stride;
+            const uint8_t *x = op->codes + row * stride + from;
             for (int part = 0; part < GROUP && part < valid; part += LANES) {
                 vf sums[8];
                 const uint8_t *ahead = row || part ? NULL : group + 1 < last ? data + at.bytes : after;
@@ -245,17 +245,19 @@ static dense_kernel dense(int format, int four_rows, int four_activations)
 }
 
 /* `count` weight rows that begin at output column `first`. */
-static void dense_rows(const kf_op *op, int format, const uint8_t *data, int cols, int first,
-                       int count, int rows)
+static void dense_rows(const kf_op *op, const kf_segment *s, int format, const uint8_t *data,
+                       int first, int count, int rows)
 {
+    int cols = s->cols;
     size_t bytes = kf_row_bytes(format, cols);
+    const float *in = op->in + s->from;
     for (int k = 0; k < count;) {
         int wide = count - k >= 4;
         for (int row = 0; row < rows;) {
             int many = rows - row >= 4;
             float out[4][4];
             dense(format, wide, many)(data + k * bytes, bytes, cols,
-                                      op->in + row * op->in_stride, op->in_stride, out);
+                                      in + row * op->in_stride, op->in_stride, out);
             for (int i = 0; i < (wide ? 4 : 1); i++)
                 for (int r = 0; r < (many ? 4 : 1); r++)
                     put(op, row + r, first + k + i, out[i][r]);
@@ -307,14 +309,14 @@ static void linear(const kf_op *op, const kf_step *step, const kf_worker *worker
         int count = (int)(last * GROUP < s->rows ? last * GROUP : s->rows) - (int)first * GROUP;
         if (first >= last) continue;
         if (kf_dense(s->format)) {
-            dense_rows(op, s->format, s->data + first * size, s->cols, s->first + first * GROUP,
-                       count, rows);
+            dense_rows(op, s, s->format, s->data + first * size, s->first + first * GROUP, count,
+                       rows);
         } else if (op->flags & KF_EXACT) {
             for (int64_t g = first; g < last; g++) {
                 int valid = s->rows - g * GROUP < GROUP ? s->rows - g * GROUP : GROUP;
                 unpack(s->format, s->data + g * size, s->cols, 0, valid, worker->scratch, s->cols);
-                dense_rows(op, KF_F32, (const uint8_t *)worker->scratch, s->cols,
-                           s->first + g * GROUP, valid, rows);
+                dense_rows(op, s, KF_F32, (const uint8_t *)worker->scratch, s->first + g * GROUP,
+                           valid, rows);
             }
         } else {
             tiled(op, step, s, rows, first, last, after);

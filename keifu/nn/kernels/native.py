@@ -16,7 +16,7 @@ TABLES = 8
 
 
 class Segment(ctypes.Structure):
-    """Rows of a weight that fill an output's columns from `first` on; `kf_segment` in ops.h."""
+    """Rows of a weight and the output's and input's columns they meet; `kf_segment` in ops.h."""
 
     _fields_ = (
         ("data", c_void_p),
@@ -25,6 +25,7 @@ class Segment(ctypes.Structure):
         ("rows", c_int32),
         ("cols", c_int32),
         ("first", c_int32),
+        ("from_", c_int32),
     )
 
 
@@ -35,12 +36,13 @@ class Op(ctypes.Structure):
         *((name, c_int32) for name in ("code", "flags", "kind", "width")),
         *((name, c_int32) for name in ("heads", "kv_heads", "rotated", "table")),
         *((name, c_int32) for name in ("window", "sinks", "page_shift", "segments")),
+        *((name, c_int32) for name in ("states", "groups")),
         *((name, c_float) for name in ("eps", "scale", "cap", "low", "high", "offset")),
-        *((name, c_void_p) for name in ("input", "other", "out")),
-        *((name, c_int64) for name in ("in_stride", "other_stride", "out_stride")),
+        *((name, c_void_p) for name in ("input", "other", "third", "out")),
+        *((f"{name}_stride", c_int64) for name in ("in", "other", "third", "out")),
         ("codes", c_void_p),
         *((name, c_void_p) for name in ("weight", "bias", "cosines", "sines", "slopes")),
-        *((name, c_void_p) for name in ("keys", "values", "partial")),
+        *((name, c_void_p) for name in ("keys", "values", "state", "partial")),
         ("segment", POINTER(Segment)),
         ("limit", c_int64),
         ("next", c_void_p),
@@ -51,11 +53,9 @@ class StepData(ctypes.Structure):
     """What one run of a tape works on; `kf_step` in ops.h."""
 
     _fields_ = (
-        ("rows", c_int32),
-        ("count", c_int32),
+        *((name, c_int32) for name in ("rows", "count", "runs")),
         *((name, c_void_p) for name in ("tokens", "positions", "lengths", "starts", "owners")),
-        ("chosen", c_void_p),
-        ("coarse", c_void_p),
+        *((name, c_void_p) for name in ("chosen", "coarse", "offsets", "slots")),
         ("tables", c_void_p * TABLES),
         ("table_strides", c_int64 * TABLES),
     )

@@ -1,6 +1,6 @@
 /* The operations of a tape, the step that runs them, and one table of kernels per instruction set.
  *
- * `op` and `step` are mirrored field by field in tape.py. */
+ * `op`, `step` and `segment` are mirrored field by field in native.py. */
 #ifndef KF_OPS_H
 #define KF_OPS_H
 
@@ -8,7 +8,7 @@
 
 enum kf_code {
     KF_EMBED, KF_NORM, KF_QUANTISE, KF_LINEAR, KF_ROTARY, KF_STORE, KF_ATTEND, KF_MERGE,
-    KF_ACTIVATE, KF_COMBINE, KF_SELECT, KF_CODES
+    KF_ACTIVATE, KF_COMBINE, KF_SELECT, KF_FILTER, KF_SELECTIVE, KF_SSD, KF_LRU, KF_CODES
 };
 
 enum kf_flag {
@@ -23,45 +23,44 @@ enum kf_flag {
     KF_CACHED = 256,  /* sinks are as near as they lie in the cache, before the window */
 };
 
-enum kf_activation {
-    KF_IDENTITY, KF_RELU, KF_RELU2, KF_GELU, KF_GELU_TANH, KF_QUICK_GELU, KF_SILU, KF_SIGMOID,
-    KF_TANH
-};
-
 enum kf_combination { KF_SUM, KF_SCALE, KF_SOFTCAP, KF_CLAMP };
 
-/* Part of a weight matrix: `rows` rows that fill the output's columns from `first` on. */
+/* Part of a weight matrix: `rows` rows that fill the output's columns from `first` on and meet the
+ * input's from `from` on. */
 typedef struct {
     const uint8_t *data;
     int64_t group_bytes;
-    int32_t format, rows, cols, first;
+    int32_t format, rows, cols, first, from;
 } kf_segment;
 
 typedef struct kf_op {
     int32_t code, flags, kind, width; /* width: columns of `in`, or of one head where heads > 0 */
     int32_t heads, kv_heads, rotated, table;
     int32_t window, sinks, page_shift, segments;
+    int32_t states, groups; /* of a channel or head (of a filter: its taps); of heads */
     float eps, scale, cap, low, high, offset;
-    const float *in, *other;
+    const float *in, *other, *third;
     float *out;
-    int64_t in_stride, other_stride, out_stride; /* floats from a row to the next */
+    int64_t in_stride, other_stride, third_stride, out_stride; /* floats from a row to the next */
     uint8_t *codes;                              /* 8-bit copy of an activation */
     const float *weight, *bias, *cosines, *sines, *slopes;
     void *keys, *values;
+    float *state;   /* entries in slots: what a request keeps of a recurrence */
     float *partial; /* attention: what each span of a row's past adds up to */
     const kf_segment *segment;
-    int64_t limit; /* entries of a table that an index must stay below */
+    int64_t limit; /* entries of a table, or slots, that an index must stay below */
     const struct kf_op *next; /* the next product: its weights are fetched while others work */
 } kf_op;
 
 enum { KF_TABLES = 8 };
 
 typedef struct {
-    int32_t rows, count;                       /* of all rows; of the chosen ones */
+    int32_t rows, count, runs;                 /* rows; chosen ones; requests, in their order */
     const int32_t *tokens, *positions;         /* a row: what and where it is */
     const int32_t *lengths, *starts, *owners;  /* slots up to its own; first it may see; table row */
     const int32_t *chosen;                     /* rows that `select` keeps */
     const int32_t *coarse;                     /* rows whose activations have one plane; or NULL */
+    const int32_t *offsets, *slots;            /* (runs + 1) where requests begin; their slots */
     const int32_t *tables[KF_TABLES];          /* pages of each owner */
     int64_t table_strides[KF_TABLES];
 } kf_step;

@@ -17,7 +17,10 @@ from keifu.nn.kernels.native import Op, Segment, StepData
 from keifu.nn.kernels.tape import CODES, FREE, Buffer, Node, Tape, Value
 from keifu.nn.kernels.tiles import GROUP
 
-PER_ROW = ("tokens", "positions", "lengths", "starts", "owners", "coarse", "chosen")
+PER_ROW = (
+    *("tokens", "positions", "lengths", "starts", "owners", "coarse", "chosen"),
+    *("slots", "offsets"),
+)
 Range = tuple[int, int]
 
 
@@ -40,7 +43,7 @@ class Program:
         self._skip_barriers()
         self._link_products()
         self._check_alike()
-        self._arrays = {name: np.zeros(tape.rows, dtype=np.int32) for name in PER_ROW}
+        self._arrays = {name: np.zeros(tape.rows + 1, dtype=np.int32) for name in PER_ROW}
         self._step = StepData(**{n: a.ctypes.data for n, a in self._arrays.items()})
 
     @property
@@ -72,9 +75,10 @@ class Program:
         starts: ArrayLike | None = None,
         coarse: ArrayLike | None = None,
         chosen: ArrayLike | None = None,
+        slots: NDArray[np.int32] | None = None,
         tables: Sequence[NDArray[np.int32]] = (),
     ) -> None:
-        """One step over n tokens, everything but `chosen` and `tables` (n,) int32.
+        """One step over n tokens, everything but `chosen`, `slots` and `tables` (n,) int32.
 
         Args:
             positions: of each token in its request (tables of positions are indexed with it).
@@ -83,6 +87,8 @@ class Program:
             starts: the first slot that a row may see, where early pages are gone.
             coarse: whether a row's activations meet packed weights in 8 bits, not in 16.
             chosen: rows for `select`, rising.
+            slots: (owners,) where each owner keeps the state of recurrences; the tokens of an
+                owner then follow one another.
             tables: (owners, pages) int32 page numbers, one table a group of layers.
         """
         n = len(np.atleast_1d(tokens))
@@ -99,6 +105,7 @@ class Program:
         if chosen is not None:
             step.count = len(chosen)  # type: ignore[arg-type]
             self._arrays["chosen"][: step.count] = chosen
+        step.runs = 0 if slots is None else self._runs(n, slots)
         for i, table in enumerate(tables):
             if table.dtype != np.int32 or not table.flags.c_contiguous or table.ndim != 2:
                 raise ValueError("page tables must be contiguous int32 arrays (owners, pages)")
@@ -117,9 +124,20 @@ class Program:
         if library.kf_run(self._ops, len(self._ops), ctypes.byref(step), self._scratch):
             raise MemoryError("the native kernels got no memory or no threads")
 
+    def _runs(self, n: int, slots: NDArray[np.int32]) -> int:
+        """Where each owner's tokens begin and where its state lies; returns how many there are."""
+        owners, offsets = self._arrays["owners"][:n], self._arrays["offsets"]
+        if owners.min() < 0 or owners.max() >= len(slots):
+            raise ValueError(f"owners {owners.tolist()} of {len(slots)} slots")
+        starts = np.flatnonzero(np.diff(owners, prepend=-1))
+        count = len(starts)
+        offsets[:count], offsets[count] = starts, n
+        self._arrays["slots"][:count] = slots[owners[starts]]
+        return count
+
     def _told(self, n: int) -> str:
-        said = {name: a[:n].tolist() for name, a in self._arrays.items() if name != "chosen"}
-        said["chosen"] = self._arrays["chosen"][: self._step.count].tolist()
+        ends = {"chosen": self._step.count, "slots": self._step.runs, "offsets": self._step.runs}
+        said = {name: a[: ends.get(name, n)].tolist() for name, a in self._arrays.items()}
         return f"the step leads out of its tables: {said}"
 
     def _address(self, value: Value) -> int:
@@ -129,7 +147,12 @@ class Program:
         op = Op(code=CODES[node.code], flags=node.flags, heads=1, scale=1.0)
         for name in node.fields:
             setattr(op, name, node.fields[name])
-        for name, value in (("input", node.input), ("other", node.other), ("out", node.out)):
+        for name, value in (
+            ("input", node.input),
+            ("other", node.other),
+            ("third", node.third),
+            ("out", node.out),
+        ):
             if value is not None:
                 setattr(op, name, self._address(value))
                 stride = {"input": "in_stride"}.get(name, f"{name}_stride")
@@ -154,6 +177,7 @@ class Program:
 
     def _segments(self, node: Node) -> ctypes.Array[Segment]:
         firsts = accumulate((p.rows for p in node.pieces), initial=0)
+        columns = node.columns or [0] * len(node.pieces)
         made = [
             Segment(
                 data=p.data.data_ptr(),
@@ -162,8 +186,9 @@ class Program:
                 rows=p.rows,
                 cols=p.cols,
                 first=first,
+                from_=column,
             )
-            for p, first in zip(node.pieces, firsts, strict=False)
+            for p, first, column in zip(node.pieces, firsts, columns, strict=False)
         ]
         array = (Segment * len(made))(*made)
         self._keep += [array, *(p.data for p in node.pieces)]

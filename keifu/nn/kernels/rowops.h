@@ -128,22 +128,6 @@ static void rotary(const kf_op *op, const kf_step *step, const kf_worker *worker
     }
 }
 
-INLINE vf activated(const int kind, vf x)
-{
-    switch (kind) {
-    case KF_RELU: return larger(x, (vf){0});
-    case KF_RELU2: return larger(x, (vf){0}) * larger(x, (vf){0});
-    case KF_GELU: return 0.5f * x * (1.0f + error_function(x * 0.70710678f));
-    case KF_GELU_TANH:
-        return x * sigmoid(1.5957691216f * (x + 0.044715f * x * x * x));
-    case KF_QUICK_GELU: return x * sigmoid(1.702f * x);
-    case KF_SILU: return x * sigmoid(x);
-    case KF_SIGMOID: return sigmoid(x);
-    case KF_TANH: return hyperbolic_tangent(x);
-    default: return x;
-    }
-}
-
 INLINE void activate_block(const int kind, const float *in, const float *gated, float *out, int count)
 {
     int i = 0;

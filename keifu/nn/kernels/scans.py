@@ -17,7 +17,7 @@ from keifu.nn.kernels.library import open_library
 
 LEVELS = ("generic", "avx2", "avx512")
 STATES, TAPS, LANES = 256, 8, 16
-"""Most states of a channel, most taps of a filter; channels come in multiples of LANES."""
+"""Most states of a channel, most taps of a filter; threads share multiples of LANES channels."""
 FEW = 4
 """Tokens up to which a product is a walk through the matrix."""
 ALONE = 1 << 20
@@ -28,18 +28,21 @@ class _Scan(ctypes.Structure):
     _fields_ = (
         *((n, c_void_p) for n in ("x", "dt", "b", "c", "gate", "poles", "d", "state", "y")),
         ("offsets", c_void_p),
-        *((f"{n}_stride", c_int64) for n in ("x", "dt", "b", "c", "gate")),
+        ("slots", c_void_p),
+        *((f"{n}_stride", c_int64) for n in ("x", "dt", "b", "c", "gate", "y")),
         ("rows", c_int64),
         ("inner", c_int64),
         ("states", c_int32),
+        ("raw", c_int32),
     )
 
 
 class _Filter(ctypes.Structure):
     _fields_ = (
-        *((name, c_void_p) for name in ("x", "weight", "bias", "tail", "y", "offsets")),
-        *((name, c_int64) for name in ("x_stride", "rows", "inner")),
+        *((name, c_void_p) for name in ("x", "weight", "bias", "tail", "y", "offsets", "slots")),
+        *((name, c_int64) for name in ("x_stride", "y_stride", "rows", "inner")),
         ("taps", c_int32),
+        ("act", c_int32),
     )
 
 
@@ -85,7 +88,6 @@ def takes(*tensors: Tensor | None) -> bool:
         available()
         and not (torch.is_grad_enabled() and any(t.requires_grad for t in given))
         and all(t.dtype == torch.float32 and t.device.type == "cpu" for t in given)
-        and given[0].shape[-1] % LANES == 0
         and given[0].shape[0] > 0
     )
 
@@ -123,7 +125,7 @@ def selective(
     }
     held = (x, dt, b, c, gate, poles, d, last, y, offsets)
     pointers = dict(zip(_SCANNED, (t.data_ptr() for t in held), strict=True))
-    made = _Scan(**pointers, **strides, rows=rows, inner=inner, states=states)
+    made = _Scan(**pointers, **strides, y_stride=inner, rows=rows, inner=inner, states=states)
     _share("kf_selective", made, inner, tokens * inner * states, level)
     return y, last
 
@@ -165,7 +167,7 @@ def filtered(
     made = _Filter(
         x=x.data_ptr(), weight=across.data_ptr(), bias=None if bias is None else bias.data_ptr(),
         tail=last.data_ptr(), y=y.data_ptr(), offsets=offsets.data_ptr(),
-        x_stride=x.stride(0), rows=rows, inner=inner, taps=taps,
+        x_stride=x.stride(0), y_stride=inner, rows=rows, inner=inner, taps=taps,
     )  # fmt: skip
     _share("kf_filtered", made, inner, tokens * inner * taps, level)
     return y, last
@@ -209,7 +211,7 @@ def _offsets(lengths: Sequence[int], rows: int, tokens: int) -> Tensor:
     offsets = [0, *accumulate(lengths)]
     if len(lengths) != rows or offsets[-1] != tokens or min(lengths) < 0:
         raise ValueError(f"rows of {list(lengths)} tokens, not {rows} of {tokens}")
-    return torch.tensor(offsets)
+    return torch.tensor(offsets, dtype=torch.int32)
 
 
 @cache

@@ -7,10 +7,8 @@
 #pragma GCC target("avx2,fma,f16c")
 #endif
 #define KF_ISA 1
-#define KF_SELECTIVE kf_selective_avx2
-#define KF_FILTER kf_filter_avx2
-#define KF_PRODUCT kf_product_avx2
-#include "scans.h"
+#define KF_TABLE kf_scans_avx2
+#include "scans_isa.h"
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif

@@ -9,10 +9,8 @@
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")
 #endif
 #define KF_ISA 2
-#define KF_SELECTIVE kf_selective_avx512
-#define KF_FILTER kf_filter_avx512
-#define KF_PRODUCT kf_product_avx512
-#include "scans.h"
+#define KF_TABLE kf_scans_avx512
+#include "scans_isa.h"
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif

@@ -29,12 +29,26 @@ INLINE vf splat(float x) { return x - (vf){0}; }
 INLINE vi splat_int(int32_t x) { return x - (vi){0}; }
 INLINE vf load(const float *at) { vf v; memcpy(&v, at, sizeof v); return v; }
 INLINE void store(float *at, vf v) { memcpy(at, &v, sizeof v); }
+/* The first `count` of a vector's floats, zeros behind them; all where there are more. */
+INLINE vf load_some(const float *at, int count)
+{
+    float lanes[LANES] = {0};
+    if (count >= LANES) return load(at);
+    memcpy(lanes, at, (size_t)count * sizeof(float));
+    return load(lanes);
+}
+INLINE void store_some(float *at, vf v, int count)
+{
+    if (count >= LANES) store(at, v);
+    else memcpy(at, &v, (size_t)count * sizeof(float));
+}
 INLINE vu load_bits(const void *at) { vu v; memcpy(&v, at, sizeof v); return v; }
 INLINE vf from_int(vi v) { return __builtin_convertvector(v, vf); }
 
 #if KF_ISA == 2
 
 INLINE vf larger(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
+INLINE vf square_root(vf x) { return (vf)_mm512_sqrt_ps((__m512)x); }
 INLINE vf half_to_float(const uint16_t *at)
 {
     return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const void *)at));
@@ -69,6 +83,7 @@ INLINE int32_t sum_whole(vi v) { return _mm512_reduce_add_epi32((__m512i)v); }
 #elif KF_ISA == 1
 
 INLINE vf larger(vf a, vf b) { return (vf)_mm256_max_ps((__m256)a, (__m256)b); }
+INLINE vf square_root(vf x) { return (vf)_mm256_sqrt_ps((__m256)x); }
 INLINE vf half_to_float(const uint16_t *at)
 {
     return (vf)_mm256_cvtph_ps(_mm_loadu_si128((const void *)at));
@@ -106,6 +121,11 @@ INLINE vf larger(vf a, vf b)
 {
     vi more = a > b;
     return (vf)(((vi)a & more) | ((vi)b & ~more));
+}
+INLINE vf square_root(vf x)
+{
+    for (int i = 0; i < LANES; i++) x[i] = sqrtf(x[i]);
+    return x;
 }
 INLINE vi dot4(vi acc, vu w, const quad *codes)
 {
@@ -178,8 +198,9 @@ INLINE vf absolute(vf a) { return (vf)((vi)a & 0x7fffffff); }
 /* Nearest whole number, for |x| < 2^22: the sum's low mantissa bits are the integer. */
 INLINE vi nearest(vf x) { return (vi)(x + 12582912.0f) - 0x4b400000; }
 
-/* e^x within 2e-7 relative, for x clamped to the normal range; NaN stays NaN. */
-INLINE vf exponential(vf x)
+/* e^x - 1 = less * power + (power - 1), power a power of two, less within -0.3 and 0.42; x is
+ * clamped to where e^x is a normal number. */
+INLINE vf exponential_parts(vf x, vf *power)
 {
     vf bounded = larger(smaller(x, splat(88.0f)), splat(-87.0f));
     vi n = nearest(bounded * 1.44269504f);
@@ -188,11 +209,36 @@ INLINE vf exponential(vf x)
     p = p * r + 4.1665795894e-2f;
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    return (vf)((vi)(p * (vf)((n + 127) << 23)) | (x != x));
+    *power = (vf)((n + 127) << 23);
+    return p * r * r + r;
+}
+/* e^x within 2e-7 relative; NaN stays NaN. */
+INLINE vf exponential(vf x)
+{
+    vf power, less = exponential_parts(x, &power);
+    return (vf)((vi)((less + 1.0f) * power) | (x != x));
+}
+/* e^x - 1, as near where it is small. */
+INLINE vf exponential_less_one(vf x)
+{
+    vf power, less = exponential_parts(x, &power);
+    return (vf)((vi)(less * power + (power - 1.0f)) | (x != x));
 }
 INLINE vf sigmoid(vf x) { return 1.0f / (1.0f + exponential(-x)); }
 INLINE vf hyperbolic_tangent(vf x) { return 1.0f - 2.0f / (exponential(x + x) + 1.0f); }
+
+/* log(1 + e^x) within 2e-7 relative: log(1 + u) is twice the area tangent of u / (2 + u). */
+INLINE vf softplus(vf x)
+{
+    vf u = exponential(-absolute(x)), s = u / (2.0f + u), z = s * s;
+    vf p = z * (2.0f / 15) + 2.0f / 13;
+    p = p * z + 2.0f / 11;
+    p = p * z + 2.0f / 9;
+    p = p * z + 2.0f / 7;
+    p = p * z + 2.0f / 5;
+    p = p * z + 2.0f / 3;
+    return larger(splat(0.0f), x) + (p * z * s + 2.0f * s);
+}
 
 /* The error function within 1.5e-7 absolute (Abramowitz and Stegun, 7.1.26). */
 INLINE vf error_function(vf x)

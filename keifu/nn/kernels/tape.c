@@ -73,10 +73,24 @@ static int pages_within(const kf_op *op, const kf_step *step)
     return 1;
 }
 
+/* Requests follow one another over all rows, each in a slot of its own. */
+static int slots_within(const kf_op *op, const kf_step *step)
+{
+    const int32_t *offsets = step->offsets, *slots = step->slots;
+    if (step->runs < 1 || offsets[0] != 0 || offsets[step->runs] != step->rows) return 0;
+    for (int run = 0; run < step->runs; run++) {
+        if (offsets[run] >= offsets[run + 1]) return 0;
+        for (int other = 0; other < run; other++)
+            if (slots[other] == slots[run]) return 0;
+    }
+    return within(slots, step->runs, op->limit);
+}
+
 /* 0, or 1 + the number of the first operation that this step would lead out of its memory. */
 int kf_check(const kf_op *ops, int count, const kf_step *step)
 {
     uint32_t seen = 0;
+    int64_t slots = -1;
     for (int i = 0; i < count; i++) {
         const kf_op *op = &ops[i];
         int fits = 1, by_row = op->flags & KF_BY_ROW;
@@ -85,6 +99,7 @@ int kf_check(const kf_op *ops, int count, const kf_step *step)
                                           && op->rotated && !by_row))
             fits = within(step->positions, step->rows, op->code == KF_EMBED ? op->limit - (int64_t)op->offset : op->limit);
         else if (op->code == KF_SELECT) fits = within(step->chosen, step->count, step->rows);
+        if (op->state && op->limit != slots) fits = slots_within(op, step), slots = op->limit;
         if (op->code == KF_ATTEND && !(seen >> op->table & 1)) {
             seen |= 1u << op->table;
             fits = fits && pages_within(op, step);

@@ -24,7 +24,7 @@ CODES = {
     for code, name in enumerate(
         (
             *("embed", "norm", "quantise", "linear", "rotary", "store", "attend", "merge"),
-            *("activate", "combine", "select"),
+            *("activate", "combine", "select", "filter", "selective", "ssd", "lru"),
         )
     )
 }
@@ -83,10 +83,13 @@ class Node:
     fields: dict[str, Any] = field(default_factory=dict)
     input: Value | None = None
     other: Value | None = None
+    third: Value | None = None
     out: Value | None = None
     codes: Buffer | None = None
     partial: Buffer | None = None
     pieces: Sequence[Tiled] = ()
+    columns: Sequence[int] = ()
+    """The first input column of each piece, where that is not 0 for all."""
     tensors: dict[str, Tensor] = field(default_factory=dict)
     reads: list[Any] = field(default_factory=list)
     """Buffers and state tensors."""
@@ -121,7 +124,7 @@ class Tape:
 
     def input(self, width: int) -> Value:
         """A value that the caller writes before each run, through `Program.view`."""
-        value = self._value(width, chosen=False)
+        value = self.value(width, chosen=False)
         value.buffer.kept = True
         return value
 
@@ -142,10 +145,10 @@ class Tape:
         """Rows of a table by token or by position + offset; `into` adds to an earlier value."""
         if by not in ("token", "position"):
             raise unknown("index of a table", by, ("token", "position"))
-        out = into or self._value(table.cols, chosen=False)
+        out = into or self.value(table.cols, chosen=False)
         flags = (ADD if into else 0) | (BY_ROW if by == "token" else 0)
         numbers = {"width": table.cols, "scale": scale, "offset": offset, "limit": table.rows}
-        self._append(Node("embed", flags, numbers, out=out, pieces=[table]))
+        self.append(Node("embed", flags, numbers, out=out, pieces=[table]))
         return out
 
     def norm(
@@ -165,7 +168,7 @@ class Tape:
         """
         if kind not in ("rms", "layer"):
             raise unknown("norm", kind, ("rms", "layer"))
-        out = into or self._value(x.width, chosen=x.buffer.chosen)
+        out = into or self.value(x.width, chosen=x.buffer.chosen)
         width = x.width // heads
         tensors = _given(weight=weight, bias=bias)
         apart = width if weight is not None and weight.numel() == x.width and heads > 1 else 0
@@ -173,7 +176,7 @@ class Tape:
             raise ValueError(f"norm weights do not fit {heads} parts of {width}")
         numbers = {"width": width, "heads": heads, "eps": eps, "other_stride": apart}
         flags = LAYER if kind == "layer" else 0
-        self._append(Node("norm", flags, numbers, input=x, out=out, tensors=tensors))
+        self.append(Node("norm", flags, numbers, input=x, out=out, tensors=tensors))
         return out
 
     def linear(
@@ -184,25 +187,35 @@ class Tape:
         *,
         into: Value | None = None,
         add: bool = False,
+        columns: Sequence[int] = (),
     ) -> Value:
-        """x times the rows of all pieces, one after another; `add` adds to `into`."""
-        width = sum(p.rows for p in pieces)
-        if any(p.cols != x.width for p in pieces) or (into is not None and into.width != width):
+        """x times the rows of all pieces, one after another; `add` adds to `into`.
+
+        columns: where in x each piece's columns begin (block-diagonal matrices); else at 0.
+        """
+        width, starts = sum(p.rows for p in pieces), columns or (0,) * len(pieces)
+        inside = all(
+            0 <= at and at + p.cols <= x.width and (p.dense or at % BLOCK == 0)
+            for p, at in zip(pieces, starts, strict=True)
+        )
+        whole = columns or all(p.cols == x.width for p in pieces)
+        if not (inside and whole) or (into is not None and into.width != width):
             raise ValueError(f"pieces {[(p.rows, p.cols) for p in pieces]} do not fit {x.width}")
-        out = into or self._value(width, chosen=x.buffer.chosen)
+        out = into or self.value(width, chosen=x.buffer.chosen)
         node = Node("linear", (ADD if add else 0) | (EXACT if self.exact else 0))
+        node.fields, node.columns = {"width": x.width}, starts
         node.input, node.out, node.pieces, node.tensors = x, out, pieces, _given(bias=bias)
         if not self.exact and not all(p.dense for p in pieces):
             node.codes = self._codes(x)
             node.reads.append(node.codes)
-        self._append(node)
+        self.append(node)
         return out
 
     def rotary(self, x: Value, turn: Turn, *, heads: int) -> Value:
         """Rotate the first 2 * turn columns of each head of x, in place."""
         node = Node("rotary", 0, {"width": x.width // heads, "heads": heads}, input=x, out=x)
         self._turn(node, turn)
-        self._append(node)
+        self.append(node)
         return x
 
     def attend(
@@ -255,7 +268,7 @@ class Tape:
             self._turn(store, turn)
         store.writes += [keys, values]
         store.reads.append(q.buffer)
-        self._append(store)
+        self.append(store)
         partial = self._buffer(heads * SPANS * (-(-head // 32) * 32 + 16) * 4, chosen=False)
         look = Node("attend", flags, numbers | {"scale": scale, "cap": softcap or 0.0}, input=q)
         look.tensors, look.partial = state | _given(slopes=slopes), partial
@@ -267,20 +280,20 @@ class Tape:
             look.fields["limit"] = numbers["limit"]
         look.reads += [keys, values]
         look.writes.append(partial)
-        self._append(look)
-        out = self._value(q.width, chosen=False)
+        self.append(look)
+        out = self.value(q.width, chosen=False)
         join = Node("merge", flags, dict(numbers), out=out, partial=partial)
         join.reads.append(partial)
-        self._append(join)
+        self.append(join)
         return out
 
     def activate(self, kind: str, x: Value, gated: Value | None = None) -> Value:
         """act(x), or act(x) * gated."""
         if kind not in KINDS:
             raise unknown("activation", kind, KINDS)
-        out = self._value(x.width, chosen=x.buffer.chosen)
+        out = self.value(x.width, chosen=x.buffer.chosen)
         fields = {"width": x.width, "kind": KINDS[kind]}
-        self._append(Node("activate", 0, fields, input=x, other=gated, out=out))
+        self.append(Node("activate", 0, fields, input=x, other=gated, out=out))
         return out
 
     def add(self, x: Value, y: Value, *, scale: float = 1.0, into: Value | None = None) -> Value:
@@ -301,18 +314,18 @@ class Tape:
 
     def select(self, x: Value) -> Value:
         """The rows that `run` was told to choose; everything made from them has as many."""
-        out = self._value(x.width, chosen=True)
-        self._append(Node("select", 0, {"width": x.width}, input=x, out=out))
+        out = self.value(x.width, chosen=True)
+        self.append(Node("select", 0, {"width": x.width}, input=x, out=out))
         return out
 
     def _combine(
         self, kind: int, x: Value, y: Value | None, into: Value | None, **numbers: float
     ) -> Value:
-        out = into or self._value(x.width, chosen=x.buffer.chosen)
+        out = into or self.value(x.width, chosen=x.buffer.chosen)
         if out.width != x.width or (y is not None and y.width != x.width):
             raise ValueError(f"cannot combine values of different widths with one of {x.width}")
         fields = {"width": x.width, "kind": kind, **numbers}
-        self._append(Node("combine", 0, fields, input=x, other=y, out=out))
+        self.append(Node("combine", 0, fields, input=x, other=y, out=out))
         return out
 
     def _turn(self, node: Node, turn: Turn) -> None:
@@ -332,7 +345,8 @@ class Tape:
         self.buffers.append(buffer)
         return buffer
 
-    def _value(self, width: int, *, chosen: bool) -> Value:
+    def value(self, width: int, *, chosen: bool = False) -> Value:
+        """Room for a value, of all rows or of the chosen ones."""
         return Value(self._buffer(width * 4, chosen=chosen), 0, width)
 
     def _codes(self, x: Value) -> Buffer:
@@ -346,14 +360,15 @@ class Tape:
             maker = x.buffer.writer
             if maker is None or not _makes_codes(maker, x):
                 maker = Node("quantise", 0, {"width": x.width}, input=x)
-                self._append(maker)
+                self.append(maker)
             maker.codes = codes
             maker.writes.append(codes)
             x.buffer.codes[key] = codes
         return x.buffer.codes[key]
 
-    def _append(self, node: Node) -> None:
-        for value in (node.input, node.other):
+    def append(self, node: Node) -> None:
+        """Add an operation; what it reads and writes besides its values, the node says."""
+        for value in (node.input, node.other, node.third):
             if value is not None:
                 node.reads.append(value.buffer)
         if node.out is not None:
