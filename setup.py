@@ -23,6 +23,7 @@ HEADERS = [
 ]
 VECTOR_SOURCES = ["vectors", "vectors_generic", "vectors_avx2", "vectors_avx512"]
 SCAN_SOURCES = ["scans", "scans_generic", "scans_avx2", "scans_avx512"]
+SCAN_HEADERS = ["simd", "activations", "scan", "scans", "scans_isa"]
 FLAGS = [
     "-std=gnu11",
     "-O3",

@@ -66,13 +66,14 @@ class Lowering:
             owner.tiles = tuple(tile(value) for value in values)
         return list(owner.tiles)
 
-    def linear(self, module: Any, x: Value, into: Value | None = None) -> Value:
-        """A product; `into` adds it to the residual in place."""
+    def linear(
+        self, module: Any, x: Value, into: Value | None = None, *, bias: Tensor | None = None
+    ) -> Value:
+        """A product; `into` adds it to the residual in place, `bias` is instead of the module's."""
         if not isinstance(module, Linear) or module.deltas:
             raise Unplanned("adapters on a projection")
-        return self.tape.linear(
-            x, self.weight(module), vector(module.bias), into=into, add=into is not None
-        )
+        bias = vector(module.bias) if bias is None else bias
+        return self.tape.linear(x, self.weight(module), bias, into=into, add=into is not None)
 
     def norm(self, module: Any, x: Value, heads: int = 1, into: Value | None = None) -> Value:
         """RMS or layer norm, of the whole or of each head."""
@@ -88,6 +89,10 @@ class Lowering:
         weight = None if module.weight is None else vector(module.weight) + offset
         bias = vector(module.bias) if kind == "layer" and "bias" in module._parameters else None
         return self.tape.norm(x, weight, bias, eps=eps, kind=kind, heads=heads, into=into)
+
+    def fixed(self, place: Place, name: str) -> Tensor:
+        """Where a part keeps a fixed entry of all requests: (slots, ...)."""
+        return self.pool.fixed[place.entry(name)]
 
     def turn(self, position: Rotary, tables: Tables | None = None) -> Turn:
         """Rotary tables: of all positions where that is small, else of each step's rows.

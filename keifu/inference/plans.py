@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from keifu.core import machine
 from keifu.inference.lower_layers import attention, gated_mlp, mlp
+from keifu.inference.lower_recurrent import gated_recurrence, mamba, mamba2
 from keifu.inference.lowering import Lower, Lowering, Place, Unplanned, vector
 from keifu.inference.runner import Runner
 from keifu.nn.attention import Attention
@@ -31,6 +32,9 @@ from keifu.nn.mlp import MLP, GatedMLP
 from keifu.nn.part import Part
 from keifu.nn.past import first
 from keifu.nn.positions import Learned
+from keifu.nn.rglru import GatedRecurrence
+from keifu.nn.ssd import Mamba2
+from keifu.nn.ssm import Mamba
 from keifu.nn.stack import StackModule
 from keifu.nn.state import RequestState, StatePool
 from keifu.nn.step import Step
@@ -46,6 +50,9 @@ PARTS: Mapping[type[Part], Lower] = {
     Attention: attention,
     MLP: mlp,
     GatedMLP: gated_mlp,
+    Mamba: mamba,
+    Mamba2: mamba2,
+    GatedRecurrence: gated_recurrence,
 }
 """How the parts of a block are lowered; what is not here stays on the plain path."""
 
@@ -183,8 +190,8 @@ class Plan:
     ) -> None:
         if not native.available():
             raise Unplanned(f"no native kernels: {native.why()}")
-        if pool.device.type != "cpu" or pool.fixed or model.shared:
-            raise Unplanned("state that is not per token, shared parts, or not on the processor")
+        if pool.device.type != "cpu" or model.shared:
+            raise Unplanned("shared parts, or not on the processor")
         self.pool, self.rows = pool, rows or _rows(model)
         work = Lowering(pool, Tape(self.rows), context, {})
         stack = _Stack(model, work)
@@ -219,6 +226,7 @@ class Plan:
             owners=owners,
             coarse=positions < np.array(step.coarse)[owners] if any(step.coarse) else None,
             chosen=np.asarray(select, dtype=np.int32),
+            slots=_slots(states) if self.pool.fixed else None,
             tables=[_table(states, g) for g in range(len(self.pool.groups))],
         )
         return self.program.view(self._out, len(select)).clone()
@@ -238,6 +246,11 @@ def _gist(model: StackModule) -> bool:
     if len(heed) > 1:
         raise Unplanned("gist tokens in some layers")
     return heed == {True}
+
+
+def _slots(states: Sequence[RequestState]) -> Ints:
+    """Where each request keeps its fixed entries."""
+    return np.array([state.slot for state in states], dtype=np.int32)
 
 
 def _table(states: Sequence[RequestState], group: int) -> Ints:

@@ -195,7 +195,7 @@ class Tape:
         """
         width, starts = sum(p.rows for p in pieces), columns or (0,) * len(pieces)
         inside = all(
-            0 <= at and at + p.cols <= x.width and (p.dense or at % BLOCK == 0)
+            at >= 0 and at + p.cols <= x.width and (p.dense or at % BLOCK == 0)
             for p, at in zip(pieces, starts, strict=True)
         )
         whole = columns or all(p.cols == x.width for p in pieces)
