@@ -1,53 +1,68 @@
-"""Mamba beside transformers' path without its CUDA kernels: a long prompt, a token, the limits.
+"""Mixers without attention beside transformers' paths without CUDA kernels, and the limits.
 
-Four layers of the 130M model's shape with random weights, the same in both, taken in turn; ratios
-are taken within a round, then their median. The limit of the prompt is its matrix products alone,
-that of a token the time to read the weights once.
+Four layers of Mamba 130M's shape with random weights, the same in both: a prompt, and one token
+after another; tokens also with four of Mamba-2 130M's and six of a small Griffin's. Subjects take
+turns; ratios are taken within a round, then their median. The limit of the prompt is its matrix
+products alone, that of a token the time to read the weights once.
 """
 
 from __future__ import annotations
 
+import json
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from keifu.families import Family
+from keifu.families.griffin import Griffin
 from keifu.families.mamba import MambaFamily
-from keifu.inference.runner import step_of
-from keifu.nn.kernels import scans
+from keifu.families.mamba2 import Mamba2Family
+from keifu.inference.plans import runners
+from keifu.inference.runner import TorchRunner, step_of
+from keifu.nn.kernels import native, scans
 from keifu.nn.linear import Linear
 from keifu.nn.stack import StackModule
 from keifu.nn.state import StatePool
 from keifu.nn.step import fresh_step
 
 TOKENS, DECODED, ROUNDS = 2048, 32, 5
-FAMILY = MambaFamily(vocab=4096, depth=4)
 FORWARD_BAR, DECODE_BAR = 5.0, 2.0
+FAMILY = MambaFamily(vocab=4096, depth=4)
+OTHERS: Mapping[str, Family] = {
+    "mamba-2": Mamba2Family(vocab=4096, depth=4, width=768, heads=24, groups=1, tied=True),
+    "griffin": Griffin(vocab=4096, depth=6, width=1024, hidden=3072, heads=8, kv_heads=1),
+}
 
 
-def ours(dtype: torch.dtype) -> StackModule:
+def ours(family: Family, dtype: torch.dtype) -> StackModule:
     """Our model."""
-    model = FAMILY.spec().build()
+    model = family.spec().build()
     assert isinstance(model, StackModule)
     return model.initialise(seed=0).eval().to(dtype)
 
 
-def theirs(model: StackModule) -> Any:
+def theirs(family: Family, model: StackModule) -> Any:
     """Theirs, with the same weights, in float32."""
-    from transformers import MambaConfig, MambaForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     from keifu.checkpoints.transfer import empty
 
-    config = MambaConfig(vocab_size=FAMILY.vocab, num_hidden_layers=FAMILY.depth)
-    other = MambaForCausalLM(config).eval()
-    state = {n: t for n, t in empty(model, FAMILY.names()) if isinstance(t, Tensor)}
-    other.load_state_dict({**state, "lm_head.weight": state["backbone.embeddings.weight"]})
-    return other
+    with TemporaryDirectory() as folder:
+        Path(folder, "config.json").write_text(json.dumps(family.to_hf()))
+        config = AutoConfig.from_pretrained(folder)
+    other = AutoModelForCausalLM.from_config(config).eval()
+    state = {n: t for n, t in empty(model, family.names()) if isinstance(t, Tensor)}
+    told = other.load_state_dict(state, strict=False)
+    if told.unexpected_keys or set(told.missing_keys) - {"lm_head.weight"}:
+        raise ValueError(f"their weights have other names: {told}")
+    return other.float()
 
 
 def forward(model: StackModule, ids: Tensor, compute: torch.dtype | None) -> Tensor:
@@ -58,32 +73,42 @@ def forward(model: StackModule, ids: Tensor, compute: torch.dtype | None) -> Ten
     return logits
 
 
-def decoder(model: StackModule, compute: torch.dtype | None) -> Callable[[], None]:
-    """Something that decodes DECODED tokens, one after another, each time it is called."""
-    pool = StatePool(model.spec.entries(), budget=1 << 24, slots=1)
+def decoder(model: StackModule, dtype: torch.dtype) -> Callable[[], Tensor]:
+    """What decodes DECODED tokens each time it is called, as the engine does, in this precision."""
+    pool = StatePool(model.spec.entries(), budget=1 << 26, slots=1, dtype=dtype)
+    fast, _ = runners(model, pool, TOKENS)
+    compute = None if dtype == torch.float32 else dtype
+    runner = TorchRunner(model, pool) if compute is None or not fast else fast[0]
     state = pool.open()
 
-    def decode() -> None:
-        token = torch.tensor([1])
+    def decode() -> Tensor:
+        token = 1
+        if state.length > TOKENS - DECODED:
+            pool.restore(state, 0)
         for _ in range(DECODED):
-            step = step_of([state], [1], [state.length + 1], torch.device("cpu"), compute)
-            logits = model.run(token, step, pool.handles([state], [1])).logits
+            pool.reserve(state, 1)
+            step = step_of([state], [1], [TOKENS], torch.device("cpu"), compute)
+            logits = runner.run([token], step, [state], [0])
             pool.advance(state, 1)
-            assert logits is not None
-            token = logits.argmax(-1)
+            token = int(logits.argmax(-1))
+        return logits
 
     return decode
 
 
-def other_decoder(model: Any) -> Callable[[], None]:
+def other_decoder(model: Any) -> Callable[[], Tensor]:
     """The same with theirs."""
-    start = model(torch.tensor([[1]]), use_cache=True)
+    past: dict[str, Any] = {}
 
-    def decode() -> None:
-        cache, token = start.cache_params, torch.tensor([[1]])
+    def decode() -> Tensor:
+        token = torch.tensor([[1]])
         for _ in range(DECODED):
-            out = model(token, cache_params=cache, use_cache=True)
-            cache, token = out.cache_params, out.logits[:, -1].argmax(-1, keepdim=True)
+            out = model(token, **past, use_cache=True)
+            for name in ("cache_params", "past_key_values"):
+                if out.get(name) is not None:
+                    past[name] = out[name]
+            token = out.logits[:, -1].argmax(-1, keepdim=True)
+        return out.logits[:, -1]
 
     return decode
 
@@ -119,12 +144,49 @@ def timed(run: Callable[[], Any]) -> float:
     return time.perf_counter() - began
 
 
+def compared(
+    runs: Mapping[str, Callable[[], Any]], limit: str, bar: float | None, each: int = 1
+) -> dict[str, Any]:
+    """Seconds of each run, `each` things at a time, and ratios to theirs and to the limit."""
+    for run in runs.values():
+        run()
+    rounds = [{n: timed(run) for n, run in runs.items()} for _ in range(ROUNDS)]
+
+    def ratio(a: str, b: str) -> float:
+        return statistics.median(r[a] / r[b] for r in rounds)
+
+    seconds = {f"seconds, {n}": statistics.median(r[n] for r in rounds) / each for n in runs}
+    found = {**seconds, "default / theirs": ratio("theirs", "default")}
+    if "exact" in runs:
+        found["float32 / theirs"] = ratio("theirs", "exact")
+    found[f"{limit} / default"] = ratio(limit, "default")
+    if bar is not None:
+        found |= {"bar": bar, "holds": found["default / theirs"] >= bar}
+    return found
+
+
+def decoded(family: Family, bar: float | None) -> dict[str, Any]:
+    """One token after another; also how far the first logits of float32 are apart."""
+    exact, fast = ours(family, torch.float32), ours(family, torch.bfloat16)
+    other = theirs(family, exact)
+    runs: dict[str, Callable[[], Any]] = {
+        "theirs": other_decoder(other),
+        "exact": decoder(exact, torch.float32),
+        "default": decoder(fast, torch.bfloat16),
+        "reading": reading(fast),
+    }
+    apart = (runs["exact"]() - runs["theirs"]()).abs().max()
+    return {**compared(runs, "reading", bar, DECODED), "apart": float(apart)}
+
+
 @torch.no_grad()
 def measure(path: Path | None, *, threads: int, python: str | None) -> Mapping[str, Any]:
     """Ratios of time to transformers', and to the limits."""
     torch.set_num_threads(threads)
-    exact, fast = ours(torch.float32), ours(torch.bfloat16)
-    other = theirs(exact)
+    if native.available():
+        native.set_threads(threads)
+    exact, fast = ours(FAMILY, torch.float32), ours(FAMILY, torch.bfloat16)
+    other = theirs(FAMILY, exact)
     ids = torch.randint(FAMILY.vocab, (TOKENS,), generator=torch.Generator().manual_seed(0))
     differ = (forward(exact, ids, None) - other(ids[None]).logits[0, -1:]).abs().max()
     prompts: dict[str, Callable[[], Any]] = {
@@ -133,33 +195,10 @@ def measure(path: Path | None, *, threads: int, python: str | None) -> Mapping[s
         "default": lambda: forward(fast, ids, torch.bfloat16),
         "products": products(fast),
     }
-    decodes: dict[str, Callable[[], Any]] = {
-        "theirs": other_decoder(other),
-        "exact": decoder(exact, None),
-        "default": decoder(fast, torch.bfloat16),
-        "reading": reading(fast),
-    }
-    found = {}
-    for name, runs, bar in (
-        ("2048 tokens", prompts, FORWARD_BAR), ("one token", decodes, DECODE_BAR),
-    ):  # fmt: skip
-        for run in runs.values():
-            run()
-        rounds = [{n: timed(run) for n, run in runs.items()} for _ in range(ROUNDS)]
-        scale = 1.0 if runs is prompts else 1.0 / DECODED
-        seconds = {n: statistics.median(r[n] for r in rounds) * scale for n in runs}
-        ratio = {n: statistics.median(r["theirs"] / r[n] for r in rounds) for n in runs}
-        limit = "products" if runs is prompts else "reading"
-        found[name] = {
-            **{f"seconds, {n}": s for n, s in seconds.items()},
-            "default / theirs": ratio["default"],
-            "float32 / theirs": ratio["exact"],
-            f"{limit} / default": statistics.median(r[limit] / r["default"] for r in rounds),
-            "bar": bar,
-            "holds": ratio["default"] >= bar,
-        }
     return {
         "native kernels": ", ".join(scans.features()) or scans.why(),
         "largest difference of float32 logits": float(differ),
-        **found,
+        "2048 tokens": compared(prompts, "products", FORWARD_BAR),
+        "one token": decoded(FAMILY, DECODE_BAR),
+        **{f"one token, {name}": decoded(family, None) for name, family in OTHERS.items()},
     }
