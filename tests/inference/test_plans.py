@@ -79,10 +79,84 @@ def attempt(model: StackModule) -> torch.Tensor | Unplanned:
         return why
 
 
-@pytest.mark.parametrize("kind", ["q4_0", "q4_1", "q8_0"])
-def test_packed_weights_meet_eight_bit_activations(kind: str) -> None:
+RECURRENT = ["mamba", "falcon-mamba", "mamba2", "griffin"]
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+@pytest.mark.parametrize("level", native.features())
+def test_forks_snapshots_and_slots(name: str, level: str) -> None:
+    """Requests that come, fork, go back and leave, with each set of kernels, as in PyTorch."""
+    model, best = model_of(name), native.current()
+    expected = lives(TorchRunner, model)
+    native.force(level)
+    got = lives(Plan, model)
+    native.force(best)
+    torch.testing.assert_close(got, expected, atol=2e-4, rtol=2e-4)
+
+
+def lives(runner_of: type, model: StackModule) -> torch.Tensor:
+    """Logits of requests that share a pool of four slots."""
+    pool = StatePool(model.spec.entries(), budget=1 << 22, page=8, slots=4)
+    runner = runner_of(model, pool, 64) if runner_of is Plan else runner_of(model, pool)
+    made, out = torch.Generator().manual_seed(0), []
+
+    def step(rows: list[RequestState], lengths: list[int]) -> None:
+        for state, n in zip(rows, lengths, strict=True):
+            pool.reserve(state, n)
+        ids = torch.randint(0, 90, (sum(lengths),), generator=made).tolist()
+        described = step_of(rows, lengths, [64] * len(rows), torch.device("cpu"))
+        out.append(runner.run(ids, described, rows, range(len(ids))))
+        for state, n in zip(rows, lengths, strict=True):
+            pool.advance(state, n)
+
+    with torch.inference_mode():
+        first, second = pool.open(), pool.open()
+        step([second, first], [1, 3])
+        pool.snapshot(first)
+        other = pool.fork(first)
+        step([other, second, first], [2, 1, 1])
+        pool.free(second)
+        assert pool.restore(first, 4) == 3
+        third = pool.open()
+        step([third, first, other], [7, 1, 4])
+        step([first, other, third], [1, 1, 1])
+    return torch.cat(out)
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_any_split_is_the_whole(name: str) -> None:
+    """A text in one step, token by token and in uneven chunks: the same last logits."""
+    model = model_of(name)
+    ids = torch.randint(0, 90, (30,), generator=torch.Generator().manual_seed(1)).tolist()
+    found = []
+    for split in ([30], [1] * 30, [7, 1, 13, 9]):
+        pool = StatePool(model.spec.entries(), budget=1 << 22, page=8, slots=2)
+        plan, state, at = Plan(model, pool, 64), pool.open(), 0
+        for n in split:
+            pool.reserve(state, n)
+            described = step_of([state], [n], [64], torch.device("cpu"))
+            with torch.inference_mode():
+                logits = plan.run(ids[at : at + n], described, [state], [n - 1])
+            pool.advance(state, n)
+            at += n
+        found.append(logits)
+    torch.testing.assert_close(found[1], found[0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found[2], found[0], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("llama", "q4_0"),
+        ("llama", "q4_1"),
+        ("llama", "q8_0"),
+        ("falcon-mamba", "q8_0"),
+        ("griffin", "q8_0"),
+    ],
+)
+def test_packed_weights_meet_eight_bit_activations(name: str, kind: str) -> None:
     """The tape against float32 products with the same decoded weights."""
-    model = model_of("llama")
+    model = model_of(name)
     for module in list(model.modules()):
         if isinstance(module, Weight) and module.weight is not None and module.inputs % 32 == 0:
             module.pack([Packed.quantize(module.weight.detach(), kind)])
@@ -105,17 +179,19 @@ def test_an_adapter_sends_the_model_to_the_plain_path() -> None:
         Plan(model, pool, 64)
 
 
-def test_rows_do_not_depend_on_their_batch() -> None:
-    model = model_of("llama")
+@pytest.mark.parametrize("name", ["llama", "mamba", "mamba2", "griffin"])
+def test_rows_do_not_depend_on_their_batch(name: str) -> None:
+    model = model_of(name)
     pool = StatePool(model.spec.entries(), budget=1 << 22, dtype=torch.bfloat16)
     plan = Plan(model, pool, 64)
     states = [pool.open() for _ in range(3)]
-    for state in states:
-        pool.reserve(state, 8)
     ids = [[5, 6, 7], [1, 2, 3], [9, 9, 9]]
 
     def logits(rows: list[int]) -> torch.Tensor:
         chosen = [states[r] for r in rows]
+        for state in chosen:
+            pool.restore(state, 0)
+            pool.reserve(state, 3)
         step = step_of(chosen, [3] * len(rows), [64] * len(rows), torch.device("cpu"))
         flat = [t for r in rows for t in ids[r]]
         return plan.run(flat, step, chosen, range(3 * len(rows)))

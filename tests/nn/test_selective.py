@@ -61,7 +61,7 @@ def start_of(s: Selection) -> Tensor:
 @pytest.mark.parametrize("states", [1, 5, 16])
 @pytest.mark.parametrize("level", [*scans.features(), None])
 def test_native_and_torch_are_the_sequential_loop(level: str | None, states: int) -> None:
-    s = given(48, states)
+    s = given(45, states)
     start = start_of(s)
     expected, after = sequential(s, start, LENGTHS)
     if level is None:
@@ -178,7 +178,6 @@ def test_wrong_sizes_are_refused() -> None:
         scans.filtered(s.x, torch.zeros(32, 9), None, torch.zeros(4, 8, 32), LENGTHS)
     assert not scans.takes(s.x.double())
     assert not scans.takes(s.x.clone().requires_grad_())
-    assert not scans.takes(s.x[:, :31])
 
 
 @torch.no_grad()
