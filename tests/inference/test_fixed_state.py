@@ -11,6 +11,7 @@ import torch
 from keifu.families import families
 from keifu.families.mamba2 import Mamba2Family
 from keifu.inference.engine import Engine
+from keifu.inference.plans import runners
 from keifu.inference.request import Sampling
 from keifu.inference.runner import step_of
 from keifu.nn.stack import StackModule
@@ -38,9 +39,13 @@ def test_nothing_of_the_state_grows(model: StackModule) -> None:
     assert pool.cost(pool.open(), 10**9) == 0
 
 
-def test_requests_of_different_lengths_run_together_as_alone(model: StackModule) -> None:
+@pytest.mark.parametrize("fast", [False, True])
+def test_requests_of_different_lengths_run_together_as_alone(
+    model: StackModule, fast: bool
+) -> None:
     """More requests than slots, prompts of one token and of many, some cut into chunks."""
-    engine = Engine(model, byte_tokenizer(), context=96, parallel=3, budget=1 << 20)
+    given = runners if fast else None
+    engine = Engine(model, byte_tokenizer(), context=96, parallel=3, budget=1 << 20, runners=given)
     prompts = [list(range(3, 3 + k)) for k in (1, 5, 9, 60, 2, 17)]
     asked = Sampling(max_tokens=10, temperature=0.0)
     streams = [engine.submit(p, asked) for p in prompts]
