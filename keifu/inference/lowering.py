@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -53,7 +53,9 @@ class Lowering:
     pool: StatePool
     tape: Tape
     context: int
-    turns: dict[Tables, Turn]
+    turns: dict[Tables, Turn] = field(default_factory=dict)
+    kept: set[tuple[int, str]] = field(default_factory=set)
+    """The fixed entries that some part reads."""
 
     def weight(self, owner: Weight) -> list[Tiled]:
         """A weight's pieces for the kernels; the plain path decodes the same ones from now on."""
@@ -92,6 +94,7 @@ class Lowering:
 
     def fixed(self, place: Place, name: str) -> Tensor:
         """Where a part keeps a fixed entry of all requests: (slots, ...)."""
+        self.kept.add(place.entry(name))
         return self.pool.fixed[place.entry(name)]
 
     def turn(self, position: Rotary, tables: Tables | None = None) -> Turn:

@@ -35,7 +35,7 @@ from keifu.nn.positions import Learned
 from keifu.nn.rglru import GatedRecurrence
 from keifu.nn.ssd import Mamba2
 from keifu.nn.ssm import Mamba
-from keifu.nn.stack import StackModule
+from keifu.nn.stack import Stack, StackModule
 from keifu.nn.state import RequestState, StatePool
 from keifu.nn.step import Step
 from keifu.nn.wiring import BranchPost, Parallel, ParallelNorms, Post, Pre, Sandwich
@@ -190,15 +190,19 @@ class Plan:
     ) -> None:
         if not native.available():
             raise Unplanned(f"no native kernels: {native.why()}")
+        if type(model.spec) is not Stack:
+            raise Unplanned(f"a stack that is {type(model.spec).__name__}")
         if pool.device.type != "cpu" or model.shared:
             raise Unplanned("shared parts, or not on the processor")
         self.pool, self.rows = pool, rows or _rows(model)
-        work = Lowering(pool, Tape(self.rows), context, {})
+        work = Lowering(pool, Tape(self.rows), context)
         stack = _Stack(model, work)
         x = stack.embed()
         for use, index in enumerate(model.spec.order()):
             x = stack.block(use, model.blocks[index], x)
         self._out = stack.logits(x)
+        if left := {name for _, name in pool.fixed.keys() - work.kept}:
+            raise Unplanned(f"state that is not a mixer's: {', '.join(sorted(left))}")
         self._gist = _gist(model)
         self._turns = [(spec, turn) for spec, turn in work.turns.items() if turn.by_row]
         self.program = Program(work.tape)
