@@ -205,7 +205,11 @@ INLINE void dot_dense(const int format, const int K, const int R, const uint8_t 
     for (int k = 0; k < K; k++)
         for (int r = 0; r < R; r++) sums[k][r] = (vf){0};
     for (int i = 0; i < whole; i += LANES) {
-        for (int k = 0; k < K; k++) __builtin_prefetch(data + (K + k) * bytes + i * (format == KF_F32 ? 4 : 2));
+        /* A lone row is one stream: what is fetched ahead is the rows after it. */
+        if (K == 1) __builtin_prefetch(data + i * (format == KF_F32 ? 4 : 2) + 4096);
+        else
+            for (int k = 0; k < K; k++)
+                __builtin_prefetch(data + (K + k) * bytes + i * (format == KF_F32 ? 4 : 2));
 #pragma GCC unroll 4
         for (int r = 0; r < R; r++) {
             vf v = load(x + r * stride + i);
@@ -252,7 +256,7 @@ static void dense_rows(const kf_op *op, const kf_segment *s, int format, const u
     size_t bytes = kf_row_bytes(format, cols);
     const float *in = op->in + s->from;
     for (int k = 0; k < count;) {
-        int wide = count - k >= 4;
+        int wide = rows > 1 && count - k >= 4;
         for (int row = 0; row < rows;) {
             int many = rows - row >= 4;
             float out[4][4];
