@@ -20,10 +20,17 @@ class Admission:
     Args:
         parallel: requests that run at once.
         search: makes the beam search of an output that asks for one.
+        store: keeps what an output has read, before its state goes.
     """
 
-    def __init__(self, pool: StatePool, parallel: int, search: Callable[[Output], Beams]) -> None:
-        self.pool, self.parallel, self._search = pool, parallel, search
+    def __init__(
+        self,
+        pool: StatePool,
+        parallel: int,
+        search: Callable[[Output], Beams],
+        store: Callable[[Output], None],
+    ) -> None:
+        self.pool, self.parallel, self._search, self._store = pool, parallel, search, store
         self.waiting: deque[Output] = deque()
         self.running: list[Output] = []
         self.searches: list[Beams] = []
@@ -89,12 +96,14 @@ class Admission:
                     self.drop(youngest)
                     self.waiting.appendleft(youngest)
 
-    def drop(self, output: Output) -> None:
+    def drop(self, output: Output, *, store: bool = True) -> None:
         """Take an output out of the running ones and give its state back."""
         if output in self.running:
             self.running.remove(output)
         output.memories, output.reading = {}, None
         if output.state is not None:
+            if store:
+                self._store(output)
             self.pool.free(output.state)
             output.state = None
 
@@ -132,7 +141,7 @@ class Admission:
                 self.searches.remove(search)
                 search.fail(error)
                 return
-        self.drop(output)
+        self.drop(output, store=False)
         output.job.stream.close(error)
 
     def close(self) -> None:

@@ -21,6 +21,7 @@ from keifu.inference.admission import Admission
 from keifu.inference.beam import Beams
 from keifu.inference.intake import Ask, Intake, check_ids
 from keifu.inference.kept import Kept
+from keifu.inference.prefixes import Prefixes
 from keifu.inference.request import Sampling
 from keifu.inference.rules import Rules
 from keifu.inference.runner import Runner, TorchRunner, step_of
@@ -55,6 +56,7 @@ class Engine:
         places: of sources that the budget holds; None: as many as tokens.
         dtype: of per-token state, and what branches compute in (the residual stays float32).
         gist: the id of the gist token, where the model has one.
+        prefixes: whether requests share what was read of texts that begin alike.
         runners: fast paths, tried in order before the plain one.
     """
 
@@ -74,6 +76,7 @@ class Engine:
         device: torch.device | str = "cpu",
         end_ids: Sequence[int] = (),
         gist: int | None = None,
+        prefixes: bool = True,
         runners: Callable[[StackModule, StatePool, int], tuple[list[Runner], str]] | None = None,
     ) -> None:
         self.pair = model if isinstance(model, PairModule) else None
@@ -103,8 +106,12 @@ class Engine:
             fast, self.why_plain = runners(self.model, self.pool, self.context)
         self.runners = [*fast, plain]
         self._queue = Admission(
-            self.pool, parallel, lambda output: Beams(output, self.pool, self._forward)
+            self.pool,
+            parallel,
+            lambda output: Beams(output, self.pool, self._forward),
+            self._store,
         )
+        self.prefixes = Prefixes(model.spec, self.pool) if prefixes else None
         self.intake = Intake(
             owner=self,
             pool=self.pool,
@@ -243,6 +250,8 @@ class Engine:
         self._encode()
         for output in [o for o in queue.running if o.pending > 1 or o.generated == 0]:
             if output in queue.running and not output.unread:
+                if self.prefixes:
+                    self.prefixes.begin(output)
                 self._guard([output], self._prefill)
         ready = [o for o in queue.running if o.pending == 1 and o.generated > 0]
         if ready:
@@ -293,7 +302,12 @@ class Engine:
         scored = output.job.sampling.prompt_logprobs is not None
         chunk = SCORED if scored else CHUNK
         length = output.state.length if output.state else 0
-        return min(output.pending, chunk - length % chunk)
+        end = output.branch if output.branch > length else 2**62
+        return min(output.pending, chunk - length % chunk, end - length)
+
+    def _store(self, output: Output) -> None:
+        if self.prefixes:
+            self.prefixes.store(output)
 
     def _forward(self, outputs: list[Output], lengths: list[int], select: Sequence[int]) -> Tensor:
         """Run the next `lengths` tokens of each output; logits (len(select), vocab)."""
@@ -328,6 +342,7 @@ class Engine:
         logits = self._forward([output], [n], list(select))
         if scores and wanted is not None:
             output.report(start, n, logits, wanted)
+        self._store(output)
         if last:
             self._start(output, logits[-1])
 

@@ -24,7 +24,8 @@ class ParameterError(KeifuError):
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How the next token is chosen and when to stop; the defaults leave the model as it is."""
+    """How the next token is chosen, when to stop, and whose turn it is; the defaults leave the
+    model as it is."""
 
     max_tokens: int | None = None
     """Most tokens to generate; None means all the room the context leaves."""
@@ -78,6 +79,11 @@ class Sampling:
     running beam's score at its length is below theirs; "never", below theirs at any length."""
     no_repeat_ngram: int = 0
     """No row of so many tokens comes twice; 0 allows all."""
+    priority: int = 0
+    """Requests with a lower number go first, and give way last."""
+    cache_salt: str = ""
+    """Whose request it is: what was read for one is reused for the same one alone, and those who
+    wait take turns."""
 
     def normalised(self, score: float, length: int) -> float:
         """A beam's sum of log-probabilities, made comparable with those of other lengths."""
@@ -104,6 +110,7 @@ class Sampling:
             ("beams", self.beams, 1, 64),
             ("length_penalty", self.length_penalty, -10, 10),
             ("no_repeat_ngram", self.no_repeat_ngram, 0, 1024),
+            ("priority", self.priority, -(2**31), 2**31 - 1),
         ]
         for name, value, low, high in bounds:
             if value is not None and not (math.isfinite(value) and low <= value <= high):
@@ -114,6 +121,8 @@ class Sampling:
             raise ParameterError("early_stopping", self.early_stopping, 'true, false or "never"')
         if self.length_formula not in ("power", "gnmt"):
             raise ParameterError("length_formula", self.length_formula, '"power" or "gnmt"')
+        if len(self.cache_salt) > 256:
+            raise ParameterError("cache_salt", self.cache_salt, "at most 256 characters")
         if len(self.stop) > 64 or any(not s or len(s) > 1024 for s in self.stop):
             raise ParameterError("stop", self.stop, "at most 64 strings of 1 to 1024 characters")
         if any(not (math.isfinite(b) and -100 <= b <= 100) for b in self.logit_bias.values()):

@@ -55,7 +55,7 @@ class Job:
     """Tokens that the request gave: its usage."""
     arrived: float = field(default_factory=time.monotonic)
     cached: int = 0
-    """Positions of its past that were not read again."""
+    """Tokens of its past and its prompt that were not read again."""
     past: Kept | None = None
     """What was read before the prompt."""
     offset: int = 0
@@ -87,6 +87,8 @@ class Sequence:
         self.history = History(job.prompt)
         self.finish: FinishReason | None = None
         self.started = self.first = 0.0
+        self.branch = 0
+        """Where others went on differently: recurrent state is kept there."""
         self.postponed = False
         """Whether it found no room beside others, and so waits until they have left."""
         hide, start = not job.sampling.show_special, not job.continues

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -65,6 +65,60 @@ class PageGroup:
         self.token_bytes = sum(math.prod(e.shape) for _, _, e in members) * dtype.itemsize
         self.free = list(range(pages))
         self.counts = [0] * pages
+        """Owners of each page: tables, and what keeps pages for later."""
+        self.kept = [0] * pages
+        """How many of them keep it for later, and give it back when it is asked for."""
+        self.reclaim: Callable[[], bool] = lambda: False
+        """Asks those for pages; False once they have none."""
+
+    def room(self, pages: int) -> bool:
+        """Whether so many pages are free, once what is kept for later has given way."""
+        while len(self.free) < pages and self.reclaim():
+            pass
+        return len(self.free) >= pages
+
+    @property
+    def idle(self) -> int:
+        """Pages that can be had: the free ones, and those that are only kept for later."""
+        kept = sum(k > 0 and k == n for k, n in zip(self.kept, self.counts, strict=True))
+        return len(self.free) + kept
+
+    def keep(self, pages: Sequence[int | None]) -> None:
+        """One more owner of these pages, for later."""
+        for page in pages:
+            if page is not None:
+                self.counts[page] += 1
+                self.kept[page] += 1
+
+    def part(self, pages: Sequence[int | None]) -> None:
+        """The same owner gives them back."""
+        for page in pages:
+            if page is not None:
+                self.kept[page] -= 1
+            self._drop(page)
+
+    def take(self, table: PageTable, pages: Sequence[int | None]) -> None:
+        """Give an empty table pages of a past that others hold too; `own` has to follow."""
+        table.pages = list(pages)
+        for page in pages:
+            if page is not None:
+                self.counts[page] += 1
+
+    def own(self, table: PageTable, length: int) -> None:
+        """Fit taken pages to a past of `length`: a partly filled last one is copied, what no
+        window reaches is let go.
+
+        Raises:
+            OutOfState: there is no page for the copy.
+        """
+        self._own_last(table, length)
+        self.trim(table, length)
+
+    def needed(self, length: int) -> list[int]:
+        """Which pages, counted from the first, a request must hold to go on after `length`."""
+        end = -(-length // self.page)
+        first = 0 if self.window is None else max(length - self.window + 1, 0) // self.page
+        return [*range(min(-(-self.sinks // self.page), first)), *range(first, end)]
 
     def reach(self, step: int) -> int:
         """How long one request may grow that takes `step` tokens at a time, alone."""
@@ -148,7 +202,7 @@ class PageGroup:
         table = PageTable(start=start)
         table.gone = 0 if start < self.sinks else self._window(table, length) // self.page
         table.pages = [None] * table.gone
-        if self.pages_for(table, length) > len(self.free):
+        if not self.room(self.pages_for(table, length)):
             raise OutOfState("the state pool has no room for the past of one more request")
         self.grow(table, length)
         return table
@@ -172,7 +226,7 @@ class PageGroup:
         last = table.pages[-1]
         if last is None or self.counts[last] == 1:
             return
-        if not self.free:
+        if not self.room(1):
             raise OutOfState("the state pool has no free page to copy a shared one")
         mine = self.free.pop(0)
         self.counts[mine] = 1

@@ -222,8 +222,8 @@ class StatePool:
 
     @property
     def free_tokens(self) -> int:
-        """Tokens that can still be reserved (in whole pages)."""
-        return min((len(g.free) * self.page for g in self.groups), default=2**62)
+        """Tokens that can still be reserved (in whole pages), once what is kept gives way."""
+        return min((g.idle * self.page for g in self.groups), default=2**62)
 
     def room(self) -> dict[str, int]:
         """How long a memory of each source may be, with the pool to itself."""
@@ -283,7 +283,7 @@ class StatePool:
         """Make room for `tokens` more, or raise OutOfState with nothing taken."""
         end = state.length + tokens
         pairs = list(zip(self.groups, state.tables, strict=True))
-        if any(group.pages_for(table, end) > len(group.free) for group, table in pairs):
+        if not all(group.room(group.pages_for(table, end)) for group, table in pairs):
             raise OutOfState(f"the state pool has no room for {tokens} more tokens")
         for group, table in pairs:
             group.grow(table, end)

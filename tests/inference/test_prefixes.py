@@ -1,0 +1,136 @@
+"""Prefixes in the engine: the same tokens after a hit, what counts as cached, what is not shared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from keifu.families import families
+from keifu.inference.engine import Engine
+from keifu.inference.request import Sampling
+from keifu.nn.stack import StackModule
+from tests.inference.test_engine import byte_tokenizer, reference
+
+LONG = [(7 * i * i + 3 * i) % 90 for i in range(70)]
+
+
+def made(name: str) -> StackModule:
+    model = families[name].tiny().spec().build()
+    assert isinstance(model, StackModule)
+    return model.initialise(seed=2, std=0.4).eval()
+
+
+def engine_of(model: StackModule, **given: int) -> Engine:
+    return Engine(model, byte_tokenizer(), **{"context": 128, "budget": 1 << 20, **given})
+
+
+@pytest.fixture(params=["llama", "mistral", "gemma2", "mamba", "falcon-h1", "recurrentgemma"])
+def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    engine = engine_of(made(str(request.param)))
+    yield engine
+    engine.close()
+
+
+def asked(tokens: int = 8, salt: str = "") -> Sampling:
+    return Sampling(max_tokens=tokens, temperature=0.0, cache_salt=salt)
+
+
+def test_a_hit_gives_the_same_tokens(engine: Engine) -> None:
+    """The same text again, a turn further, parted in the middle; recurrent state, too."""
+    fixed, hits = bool(engine.pool.fixed), []
+    window = any(g.window is not None for g in engine.pool.groups)
+    done = engine.submit(LONG, asked()).result()
+    said = list(done.tokens)
+    assert said == reference(engine.model, LONG, 8)
+    turn = [*LONG, *said, 5, 6, 7]
+    for prompt in (LONG, turn, [*LONG[:40], 1, 2, 3], [*LONG[:40], 4, 5], [*LONG[:40], 6]):
+        done = engine.submit(prompt, asked()).result()
+        assert list(done.tokens) == reference(engine.model, prompt, 8)
+        hits.append(done.usage.cached_tokens)
+    if not fixed and not window:
+        assert hits == [69, 77, 40, 40, 40]
+    assert hits[1] == 77, "an output's own end can always be gone on from"
+    assert hits[4] == 40, "where texts have parted, state is kept"
+    assert engine.pool.free_tokens == engine.pool.capacity
+
+
+def test_requests_that_come_together_share() -> None:
+    engine = engine_of(made("llama"), parallel=4)
+    prompts = [[*LONG, k] for k in range(4)]
+    streams = [engine.submit(p, asked()) for p in prompts]
+    done = [s.result() for s in streams]
+    assert [list(d.tokens) for d in done] == [reference(engine.model, p, 8) for p in prompts]
+    assert [d.usage.cached_tokens for d in done] == [0, 70, 70, 70]
+    engine.close()
+
+
+def test_nothing_is_shared_across_salts_or_when_off() -> None:
+    engine = engine_of(made("llama"))
+    for salt, expected in (("a", 0), ("b", 0), ("a", 69), ("", 0)):
+        found = engine.submit(LONG, asked(salt=salt)).result()
+        assert found.usage.cached_tokens == expected
+    engine.close()
+    off = Engine(engine.model, byte_tokenizer(), context=128, budget=1 << 20, prefixes=False)
+    for _ in range(2):
+        assert off.submit(LONG, asked()).result().usage.cached_tokens == 0
+    assert len(off.pool.groups[0].free) == off.pool.groups[0].pages
+    off.close()
+
+
+def test_reports_of_the_prompt_read_all_of_it() -> None:
+    engine = engine_of(made("llama"))
+    engine.submit(LONG, asked()).result()
+    done = engine.submit(LONG, Sampling(max_tokens=1, temperature=0.0, prompt_logprobs=1)).result()
+    assert done.prompt_logprobs is not None
+    assert len(done.prompt_logprobs) == len(LONG)
+    assert done.usage.cached_tokens == 0
+    engine.close()
+
+
+def test_a_small_pool_serves_many_texts() -> None:
+    """Far more texts than fit: what was read gives way, and nothing waits or fails for it."""
+    model = made("llama")
+    engine = engine_of(model, budget=256 * 32 * 6, parallel=2)
+    for k in range(12):
+        prompt = [k, *LONG[:50]]
+        done = engine.submit(prompt, asked(4)).result()
+        assert list(done.tokens) == reference(model, prompt, 4)
+    assert len(engine.pool.groups[0].free) < engine.pool.groups[0].pages
+    assert engine.pool.free_tokens == engine.pool.capacity
+    engine.close()
+
+
+def test_cancelling_leaves_everything_to_be_had() -> None:
+    """During the prompt, in the middle of the output, and while waiting."""
+    engine = engine_of(made("llama"), parallel=1)
+    engine.submit(LONG, asked()).result()
+    for after in (0, 1, 5):
+        stream = engine.submit([*LONG, 3], asked(50))
+        waiting = engine.submit([*LONG, 4], asked(50))
+        waiting.cancel()
+        seen = 0
+        if after == 0:
+            stream.cancel()
+        for _ in stream:
+            seen += 1
+            if seen == after:
+                stream.cancel()
+        assert seen <= after + 3
+        assert waiting.result().finish == "cancelled"
+        assert engine.pool.free_tokens == engine.pool.capacity
+        state = engine.call(engine.pool.open)
+        engine.call(lambda s=state: engine.pool.reserve(s, engine.pool.capacity))
+        engine.call(lambda s=state: engine.pool.free(s))
+    engine.close()
+
+
+@torch.no_grad()
+def test_positions_scaled_by_length_share_within_one_length() -> None:
+    from keifu.inference.prefixes import _values
+    from keifu.nn.rotary import DynamicNTK, Scaling
+    from tests.families.test_llama import CASES  # noqa: F401 (a family whose scaling is by value)
+
+    assert any(isinstance(v, Scaling) for v in _values(families["llama"].tiny().spec()))
+    assert DynamicNTK(factor=2.0, original=8).by_length
