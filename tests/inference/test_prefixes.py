@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
-import torch
 
 from keifu.families import families
 from keifu.inference.engine import Engine
 from keifu.inference.request import Sampling
+from keifu.nn.rotary import DynamicNTK
 from keifu.nn.stack import StackModule
-from tests.inference.test_engine import byte_tokenizer, reference
+from tests.inference.test_engine import FAMILY, byte_tokenizer, reference
 
 LONG = [(7 * i * i + 3 * i) % 90 for i in range(70)]
 
@@ -26,7 +27,7 @@ def engine_of(model: StackModule, **given: int) -> Engine:
     return Engine(model, byte_tokenizer(), **{"context": 128, "budget": 1 << 20, **given})
 
 
-@pytest.fixture(params=["llama", "mistral", "gemma2", "mamba", "falcon-h1", "recurrentgemma"])
+@pytest.fixture(params=["llama", "mistral", "gemma2", "mamba", "griffin"])
 def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     engine = engine_of(made(str(request.param)))
     yield engine
@@ -126,11 +127,14 @@ def test_cancelling_leaves_everything_to_be_had() -> None:
     engine.close()
 
 
-@torch.no_grad()
 def test_positions_scaled_by_length_share_within_one_length() -> None:
-    from keifu.inference.prefixes import _values
-    from keifu.nn.rotary import DynamicNTK, Scaling
-    from tests.families.test_llama import CASES  # noqa: F401 (a family whose scaling is by value)
-
-    assert any(isinstance(v, Scaling) for v in _values(families["llama"].tiny().spec()))
-    assert DynamicNTK(factor=2.0, original=8).by_length
+    """What a token leaves behind depends on how long its request may get: so does its key."""
+    family = replace(FAMILY, scaling=DynamicNTK(factor=2.0, original=32))
+    model = family.spec().build()
+    assert isinstance(model, StackModule)
+    engine = engine_of(model.initialise(seed=2, std=0.4).eval())
+    found = [engine.submit(LONG, asked(n)).result() for n in (8, 20, 8, 20)]
+    assert [d.usage.cached_tokens for d in found] == [0, 0, 69, 69]
+    assert found[0].tokens == found[2].tokens
+    assert found[1].tokens == found[3].tokens
+    engine.close()
