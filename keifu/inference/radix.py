@@ -163,9 +163,7 @@ class PrefixTree:
                 break
         return path, at
 
-    def _usable(
-        self, path: list[Edge], length: int, by: int
-    ) -> tuple[int, list[list[int | None]]]:
+    def _usable(self, path: list[Edge], length: int, by: int) -> tuple[int, list[list[int | None]]]:
         """The longest past that a request can go on from, and its pages in each group."""
         ends = [edge.end for edge in path if edge.end < length]
         for most in [length, *reversed(ends)]:
