@@ -1,4 +1,4 @@
-"""Prefixes in the engine: the same tokens after a hit, what counts as cached, what is not shared."""
+"""Prefixes in the engine: the same tokens after a hit, what is counted, what is not shared."""
 
 from __future__ import annotations
 
