@@ -61,7 +61,8 @@ class Beams:
             assert beam.output.state is not None
             self.pool.reserve(beam.output.state, 1)
         outputs = [b.output for b in self.running]
-        logits = self.forward(outputs, [1] * len(outputs), range(len(outputs)))
+        # Kept for reports: a runner's logits are its own until the next step.
+        logits = self.forward(outputs, [1] * len(outputs), range(len(outputs))).clone()
         self._advance(logits)
         done = self._done()
         if done:

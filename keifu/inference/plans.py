@@ -233,7 +233,7 @@ class Plan:
             slots=_slots(states) if self.pool.fixed else None,
             tables=[_table(states, g) for g in range(len(self.pool.groups))],
         )
-        return self.program.view(self._out, len(select)).clone()
+        return self.program.view(self._out, len(select))
 
     @staticmethod
     def _starts(step: Step, positions: Ints, owners: Ints) -> Ints:

@@ -27,7 +27,10 @@ class Runner(Protocol):
         states: Sequence[RequestState],
         select: Sequence[int],
     ) -> Tensor:
-        """Logits (len(select), vocab) float32 of the selected tokens; state is written in place."""
+        """Logits (len(select), vocab) float32 of the selected tokens; state is written in place.
+
+        They may lie in the runner's own memory: whoever wants them after the next run keeps a copy.
+        """
 
 
 class TorchRunner:

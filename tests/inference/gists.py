@@ -95,6 +95,7 @@ def cached(engine: Engine, kept: Kept, tokens: list[int], runner: Any = None) ->
     limit, where = kept.length + len(tokens), torch.device("cpu")
     step = step_of([state], [len(tokens)], [limit], where, None, None, (kept.landmarks,))
     runner = runner or TorchRunner(engine.model, engine.pool)
-    logits: Tensor = runner.run(tokens, step, [state], range(len(tokens)))
+    logits: Tensor = runner.run(tokens, step, [state], range(len(tokens))).clone()
+
     engine.pool.free(state)
     return logits

@@ -80,7 +80,7 @@ def test_a_plan_heeds_gist_tokens_and_what_is_forgotten(name: str) -> None:
                 step = step_of([state], [end - first], [64], torch.device("cpu"), None, None,
                                (marks,))  # fmt: skip
                 assert runner.takes([end - first], [state])
-                rows.append(runner.run(whole[first:end], step, [state], range(end - first)))
+                rows.append(runner.run(whole[first:end], step, [state], range(end - first)).clone())
                 engine.pool.advance(state, end - first)
             engine.pool.free(state)
             got.append(torch.cat(rows))

@@ -48,7 +48,7 @@ def runs(
         ids = torch.randint(0, 90, (sum(lengths),), generator=made).tolist()
         described = step_of(rows, lengths, [64] * len(rows), torch.device("cpu"))
         assert runner.takes(lengths, rows)
-        out.append(runner.run(ids, described, rows, range(len(ids))))
+        out.append(runner.run(ids, described, rows, range(len(ids))).clone())
         for state, n in zip(rows, lengths, strict=True):
             pool.advance(state, n)
 
@@ -105,7 +105,7 @@ def lives(runner_of: type, model: StackModule) -> torch.Tensor:
             pool.reserve(state, n)
         ids = torch.randint(0, 90, (sum(lengths),), generator=made).tolist()
         described = step_of(rows, lengths, [64] * len(rows), torch.device("cpu"))
-        out.append(runner.run(ids, described, rows, range(len(ids))))
+        out.append(runner.run(ids, described, rows, range(len(ids))).clone())
         for state, n in zip(rows, lengths, strict=True):
             pool.advance(state, n)
 
@@ -136,7 +136,7 @@ def test_any_split_is_the_whole(name: str) -> None:
             pool.reserve(state, n)
             described = step_of([state], [n], [64], torch.device("cpu"))
             with torch.inference_mode():
-                logits = plan.run(ids[at : at + n], described, [state], [n - 1])
+                logits = plan.run(ids[at : at + n], described, [state], [n - 1]).clone()
             pool.advance(state, n)
             at += n
         found.append(logits)
@@ -194,7 +194,7 @@ def test_rows_do_not_depend_on_their_batch(name: str) -> None:
             pool.reserve(state, 3)
         step = step_of(chosen, [3] * len(rows), [64] * len(rows), torch.device("cpu"))
         flat = [t for r in rows for t in ids[r]]
-        return plan.run(flat, step, chosen, range(3 * len(rows)))
+        return plan.run(flat, step, chosen, range(3 * len(rows))).clone()
 
     with torch.inference_mode():
         together, alone = logits([0, 1, 2]), [logits([r]) for r in range(3)]
