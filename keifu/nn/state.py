@@ -91,7 +91,7 @@ def state_bytes(entries: Sequence[Mapping[str, Entry]], dtype: torch.dtype) -> t
 
 
 def places(entries: Sequence[Mapping[str, Entry]], length: int, step: int, page: int = 32) -> int:
-    """Places for tokens that a request of `length` takes in each group, `step` new ones a time."""
+    """Places, in whole pages, that a request of `length` takes in each group, `step` at a time."""
     found = [length + page]
     kept = [e for e in stored(entries).values() if not isinstance(e, Fixed)]
     if all(isinstance(e, PerToken) for e in kept):
@@ -100,7 +100,7 @@ def places(entries: Sequence[Mapping[str, Entry]], length: int, step: int, page:
             for e in kept
             if isinstance(e, PerToken)
         ]
-    return max(found, default=page)
+    return -(-max(found, default=page) // page) * page
 
 
 class Handle(Protocol):

@@ -134,6 +134,11 @@ def streaming(spec: Part, window: int, sinks: int = 4) -> Stack | Pair:
         raise KeifuError(
             f"window={window}, sinks={sinks} is not allowed: at least 1 and at least 0"
         )
+    if sinks >= window:
+        raise KeifuError(
+            f"sinks={sinks} with window={window} is not allowed: fewer sinks than the window's "
+            "tokens"
+        )
     if isinstance(spec, Pair):
         return replace(spec, decoder=_stack(spec.decoder, window, sinks))
     if not isinstance(spec, Stack):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
-from keifu.inference.runner import TorchRunner, step_of
+from keifu.inference.runner import Runner, TorchRunner, step_of
 from keifu.nn.stack import StackModule
 from keifu.nn.state import StatePool
 
@@ -33,12 +34,17 @@ class Cost:
 
 
 @torch.no_grad()
-def costs(model: StackModule, vocab: int, budget: int = 1 << 24) -> list[Cost]:
+def costs(
+    model: StackModule,
+    vocab: int,
+    budget: int = 1 << 24,
+    made_of: Callable[[StackModule, StatePool], Runner] = TorchRunner,
+) -> list[Cost]:
     """Costs at each length, on a pool that only a state of fixed size fits into."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     pool = StatePool(model.spec.entries(), budget=budget, slots=1)
-    runner, state = TorchRunner(model, pool), pool.open()
+    runner, state = made_of(model, pool), pool.open()
     made = torch.Generator().manual_seed(0)
 
     def read(count: int) -> None:

@@ -11,17 +11,20 @@ from torch import Tensor
 
 from keifu.core.errors import KeifuError
 from keifu.families import families
-from keifu.inference.runner import step_of
+from keifu.inference.plans import Plan
+from keifu.inference.runner import Runner, TorchRunner, step_of
 from keifu.nn.attention import Attention
+from keifu.nn.kernels import native
 from keifu.nn.masks import Causal, Prefix, Window
 from keifu.nn.pair import Pair
 from keifu.nn.part import Part
 from keifu.nn.positions import Alibi, CoarseAlibi, LogN, NoPosition, Position
 from keifu.nn.rotary import DynamicNTK, LinearScaling, Rotary
 from keifu.nn.stack import Stack, StackModule
-from keifu.nn.state import StatePool
+from keifu.nn.state import StatePool, places
 from keifu.nn.step import fresh_step
 from keifu.nn.streaming import Cached, streaming
+from tests.families.flat import STEP, WINDOW, costs
 from tests.families.parity import DECODERS, tokens
 from tests.nn.splits import LENGTHS, check, drawn
 
@@ -235,8 +238,38 @@ def test_what_has_no_window_is_refused(mixer: Attention, match: str) -> None:
         ("mamba", 4, 2, "no attention reaches further"),
         ("llama", 0, 4, "window=0, sinks=4 is not allowed"),
         ("llama", 4, -1, "window=4, sinks=-1 is not allowed"),
+        ("llama", 4, 4, "sinks=4 with window=4 is not allowed"),
     ],
 )
 def test_refusals_are_one_line(name: str, window: int, sinks: int, match: str) -> None:
     with pytest.raises(KeifuError, match=match):
         streaming(families[name].tiny().spec(), window, sinks)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runner", ["plain", "plan"])
+def test_a_token_costs_the_same_at_any_length(runner: str) -> None:
+    """Time within 15 % and exactly as many bytes after 4,096, 16,384 and 65,536 tokens.
+
+    The pool holds no more than the window, the sinks and what is read at once.
+    """
+    if runner == "plan" and not native.available():
+        pytest.skip(native.why())
+    family = families["llama"].tiny()
+    model = streaming(family.spec(), WINDOW, 4).build()
+    assert isinstance(model, StackModule)
+    model.initialise(seed=0, std=0.3).eval()
+    entries = model.spec.entries()
+    token = StatePool(entries, budget=1 << 20).token_bytes
+    budget = places(entries, 1 << 20, STEP) * token
+
+    def plan(model: StackModule, pool: StatePool) -> Runner:
+        return Plan(model, pool, 1 << 20, rows=STEP)
+
+    vocab = int(vars(family)["vocab"])
+    found = costs(model, vocab, budget, {"plain": TorchRunner, "plan": plan}[runner])
+    assert len({cost.state for cost in found}) == 1, found
+    assert found[0].state <= (WINDOW + 4 + 3 * 32) * token
+    seconds = [cost.seconds for cost in found]
+    mean = sum(seconds) / len(seconds)
+    assert all(abs(each / mean - 1) <= 0.15 for each in seconds), found
