@@ -115,6 +115,7 @@ class Beams:
             assert source.state is not None
             output = Output(self.job, 0, self.tokenizer)
             output.tokens = [*source.tokens, token]
+            output.follow(source, token)
             output.started = source.started
             output.state = self._fork(source.state, new) if parent in used else source.state
             used.add(parent)

@@ -19,6 +19,7 @@ from torch import Tensor
 from keifu.core.errors import KeifuError
 from keifu.inference.admission import Admission
 from keifu.inference.beam import Beams
+from keifu.inference.grammar import Grammars
 from keifu.inference.intake import Ask, Intake, check_ids
 from keifu.inference.kept import Kept
 from keifu.inference.prefixes import Prefixes
@@ -112,7 +113,9 @@ class Engine:
             self._store,
         )
         self.prefixes = Prefixes(model.spec, self.pool) if prefixes else None
+        self.grammars = Grammars(tokenizer, self.end_ids)
         self.intake = Intake(
+            grammars=self.grammars,
             owner=self,
             pool=self.pool,
             pair=self.pair,
@@ -217,6 +220,7 @@ class Engine:
             self._wake.notify()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
+        self.grammars.close()
 
     def _notify(self) -> None:
         with self._wake:

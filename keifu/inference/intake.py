@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from keifu.core.errors import ContextLengthError, KeifuError
+from keifu.inference.grammar import Grammars
 from keifu.inference.kept import Kept
 from keifu.inference.request import ParameterError, Sampling
 from keifu.inference.rules import Rules
@@ -47,6 +48,7 @@ class Intake:
     source_vocab: int
     context: int
     source_context: int
+    grammars: Grammars
     gist: int | None = None
     """The id of the gist token, where the model has one."""
 
@@ -71,6 +73,7 @@ class Intake:
         self.check(tokens, ask.sampling, offset)
         self.pool.check(lengths)
         room = self.context - offset - len(tokens)
+        constraint = ask.sampling.constraint
         wanted = room if ask.sampling.max_tokens is None else ask.sampling.max_tokens
         return Job(
             prompt=tokens,
@@ -84,6 +87,7 @@ class Intake:
             source=source,
             places=lengths,
             rules=self.rules,
+            grammar=None if constraint is None else self.grammars.compile(constraint),
             read=len(source) + len(ask.prefix) if self.pair else len(tokens),
             past=ask.past,
             offset=offset,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from keifu.core.errors import KeifuError
+from keifu.inference.constraint import Constraint
 
 FinishReason = Literal["stop", "length", "tool_calls", "cancelled", "error"]
 
@@ -84,6 +85,8 @@ class Sampling:
     cache_salt: str = ""
     """Whose request it is: what was read for one is reused for the same one alone, and those who
     wait take turns."""
+    constraint: Constraint | None = None
+    """What the output must be, whatever the other settings; it then also says where it ends."""
 
     def normalised(self, score: float, length: int) -> float:
         """A beam's sum of log-probabilities, made comparable with those of other lengths."""
@@ -125,6 +128,10 @@ class Sampling:
             raise ParameterError("cache_salt", self.cache_salt, "at most 256 characters")
         if len(self.stop) > 64 or any(not s or len(s) > 1024 for s in self.stop):
             raise ParameterError("stop", self.stop, "at most 64 strings of 1 to 1024 characters")
+        if self.constraint is not None and (self.stop or self.stop_ids):
+            name = "stop" if self.stop else "stop_ids"
+            why = "the constraint says where the output ends, so nothing else may: leave it out"
+            raise ParameterError(name, getattr(self, name), why)
         if any(not (math.isfinite(b) and -100 <= b <= 100) for b in self.logit_bias.values()):
             raise ParameterError("logit_bias", dict(self.logit_bias), "values from -100 to 100")
 

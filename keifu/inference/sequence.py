@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from keifu.core.errors import KeifuError
+from keifu.inference.grammar import Grammar, Matcher
 from keifu.inference.kept import Kept
 from keifu.inference.request import Delta, FinishReason, Sampling, Timings, TokenLogprob, Usage
 from keifu.inference.rules import Rules, no_repeat
@@ -51,6 +52,8 @@ class Job:
     places: Mapping[str, int] = field(default_factory=dict)
     """Length of each memory, by name, that state is kept of."""
     rules: Rules = Rules()
+    grammar: Grammar | None = None
+    """What the output must follow."""
     read: int = 0
     """Tokens that the request gave: its usage."""
     arrived: float = field(default_factory=time.monotonic)
@@ -85,13 +88,15 @@ class Sequence:
         self.reading: Reading | None = None
         """How far a source has come that takes several passes."""
         self.history = History(job.prompt)
+        self.matcher: Matcher | None = job.grammar.matcher() if job.grammar else None
         self.finish: FinishReason | None = None
         self.started = self.first = 0.0
         self.branch = 0
         """Where others went on differently: recurrent state is kept there."""
         self.postponed = False
         """Whether it found no room beside others, and so waits until they have left."""
-        hide, start = not job.sampling.show_special, not job.continues
+        hide = not job.sampling.show_special
+        start = not (job.continues or job.grammar)
         self._text = Detokenizer(tokenizer, skip_special=hide, start=start, shown=job.shown)
         self._stops = StopStrings(job.sampling.stop, include=job.sampling.include_stop)
         self._generator: torch.Generator | None = None
@@ -134,11 +139,29 @@ class Sequence:
 
     def allowed(self, scores: Tensor) -> Tensor:
         """Scores (vocab,) of the next token, without those that may not come."""
-        sampling, job = self.job.sampling, self.job
-        scores = no_repeat(scores, self.tokens, sampling.no_repeat_ngram)
-        if self.generated < sampling.min_tokens:
-            scores = forbid(scores, sorted(job.end_ids | set(sampling.stop_ids)))
-        return job.rules.apply(scores, self.tokens, last=self.length + 1 >= job.limit)
+        sampling, job, matcher = self.job.sampling, self.job, self._matching
+        ends = job.end_ids | set(sampling.stop_ids)
+        last = self.length + 1 >= job.limit
+        if matcher is not None:
+            scores, ends, last = matcher.allow(scores), matcher.ends, False
+        found = no_repeat(scores, self.tokens, sampling.no_repeat_ngram)
+        if self.generated < sampling.min_tokens or (matcher and sampling.ignore_eos):
+            found = forbid(found, sorted(ends))
+        found = job.rules.apply(found, self.tokens, last=last)
+        # A constraint comes before everything else that may have forbidden the tokens it leaves.
+        return scores if matcher and bool(found.isneginf().all()) else found
+
+    @property
+    def _matching(self) -> Matcher | None:
+        """The matcher, if the next token is the output's own and none that the rules force."""
+        forced = self.job.rules.first is not None and self.generated == 0
+        return None if forced else self.matcher
+
+    def follow(self, source: Sequence, token: int) -> None:
+        """Go on where a beam's output stands, past one more token."""
+        if (matcher := source._matching) is not None:
+            self.matcher = matcher.fork()
+            self.matcher.take(token)
 
     def report(self, start: int, n: int, logits: Tensor, count: int) -> None:
         """Log-probabilities of the prompt tokens that n positions from `start` on predict."""
@@ -158,12 +181,16 @@ class Sequence:
         now = time.monotonic()
         self.first = self.first or now
         sampling, job = self.job.sampling, self.job
+        matcher = self._matching
+        whole = matcher is not None and matcher.take(token)
         self.tokens.append(token)
         self.history.add(token)
         report: tuple[TokenLogprob, ...] = ()
         if sampling.logprobs is not None:
             report = (token_logprob(self.tokenizer, logits, token, sampling.logprobs),)
         ended = token in job.end_ids or token in sampling.stop_ids
+        if matcher is not None and token in matcher.ends:
+            return self.end("stop", token, tokens=(token,), logprobs=report)
         if ended and not sampling.include_stop:
             return self.end("stop", token, tokens=(token,), logprobs=report)
         # Rows of the table beyond the vocabulary (T5 has 28) have no text.
@@ -172,6 +199,8 @@ class Sequence:
         if ended or stop is not None:
             why = token if stop is None else stop
             return self.end("stop", why, text=text, tokens=(token,), logprobs=report)
+        if whole:
+            return self.end("stop", None, text=text, tokens=(token,), logprobs=report)
         full = self.length >= job.limit
         if full or (sampling.max_tokens is not None and self.generated >= sampling.max_tokens):
             return self.end("length", None, text=text, tokens=(token,), logprobs=report)
