@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import click
 
+from keifu.cli import constrain, gather, model
 from keifu.cli import conversation as store
-from keifu.cli import gather, model
 from keifu.cli.answer import as_json, ended, meter
 from keifu.cli.conversation import Conversation
 from keifu.cli.dialogue import Dialogue
@@ -68,6 +68,7 @@ def command(
     words: Annotated[tuple[str, ...], Argument("[PROMPT]...")] = (),
     options: Annotated[ModelOptions, Fields(ModelOptions)] = ModelOptions(),
     sampling: Annotated[dict[str, Any], SAMPLING] = {},  # noqa: B006 (never written)
+    form: Annotated[constrain.Form, Fields(constrain.Form)] = constrain.Form(),
     manner: Annotated[Manner, Fields(Manner)] = Manner(),
     listed: Annotated[bool, Option("--list", help="List the saved conversations")] = False,
     as_object: Annotated[bool, Option("--json", help="Print one JSON object")] = False,
@@ -79,7 +80,7 @@ def command(
 
     In a prompt `-` stands for standard input and `@file` attaches a text file.
     """
-    remembering = None
+    remembering, sampling = None, {**sampling, **form.options()}
     if manner.memory is not None:
         from keifu.cli.remembering import Remembering
 

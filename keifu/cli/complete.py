@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import click
 
-from keifu.cli import gather, model
+from keifu.cli import constrain, gather, model
 from keifu.cli.answer import as_json, ended, run
 from keifu.cli.chat import SAMPLING
 from keifu.cli.dialogue import BASE_TOKENS
@@ -30,6 +30,7 @@ def command(
     gist: Annotated[
         Path | None, Option("--gist", help="A cache of `keifu gist`, which the text goes on from.")
     ] = None,
+    form: Annotated[constrain.Form, Fields(constrain.Form)] = constrain.Form(),
     echo: Annotated[bool, Option("--echo", help="Print the text before its continuation.")] = False,
     as_object: Annotated[bool, Option("--json", help="Print one JSON object.")] = False,
     quiet: Annotated[bool, Option("-q", "--quiet", help="Nothing but the text.")] = False,
@@ -52,7 +53,8 @@ def command(
             raise KeifuError(f"{lm.name} does not continue its text: leave --echo out")
         most = sampling.get("max_tokens", None if lm.text_to_text else BASE_TOKENS)
         past = {"past": _opened(lm, gist)} if gist else {}
-        stream = lm.complete_stream(text, **{**sampling, "max_tokens": most}, **past)
+        asked = {**sampling, **form.options(), "max_tokens": most}
+        stream = lm.complete_stream(text, **asked, **past)
         if as_object:
             answer = run(stream, lambda piece: None)
             print(json.dumps(as_json(lm, answer, loaded), ensure_ascii=False))

@@ -1,4 +1,4 @@
-"""What an output must be: a JSON value of a schema, a match of a regex, a choice, a grammar's text."""
+"""What an output must be: JSON of a schema, a match of a regex, a choice, a text of a grammar."""
 
 from __future__ import annotations
 
@@ -35,6 +35,17 @@ class Constraint:
                 f"a {self.kind} constraint of {len(self.text)} characters is not allowed: at most "
                 f"{MOST[self.kind]}"
             )
+
+    @property
+    def value(self) -> Any:
+        """The schema, the list of choices, or the text of the rest."""
+        return json.loads(self.text) if self.kind in ("json", "choice") else self.text
+
+    def as_format(self) -> dict[str, Any] | None:
+        """OpenAI's `response_format`, which knows schemas alone; None for the rest."""
+        if self.kind != "json":
+            return None
+        return {"type": "json_schema", "json_schema": {"name": "output", "schema": self.value}}
 
     @classmethod
     def json(cls, schema: Mapping[str, Any] | str | None = None) -> Constraint:
@@ -73,7 +84,7 @@ class Constraint:
 
     @classmethod
     def grammar(cls, text: str) -> Constraint:
-        """A text of a context-free grammar: Lark's syntax (`start: ...`) or GBNF (`root ::= ...`)."""
+        """A text of a grammar: Lark's syntax (`start: ...`) or GBNF (`root ::= ...`)."""
         return cls("grammar", text)
 
 

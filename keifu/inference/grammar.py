@@ -1,4 +1,4 @@
-"""Constraints at work: compiled once for a vocabulary, then one matcher an output says what may come.
+"""Constraints at work: compiled once for a vocabulary; then a matcher says what may come next.
 
 The grammars are llguidance's (Earley over lazily made lexers, an implementation of byte-level
 constraints). A constraint comes from strangers, so it is first compiled in a process of its own,

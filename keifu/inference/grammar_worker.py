@@ -15,7 +15,7 @@ from typing import Any
 import llguidance
 from llguidance.gbnf_to_lark import any_to_lark
 
-JSON = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+JSON: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """Between the tokens of a JSON text: what Python's json writes, and so a bounded length."""
 
 

@@ -10,6 +10,8 @@ from torch import Tensor
 from keifu.inference.request import Sampling
 
 NEVER = float("-inf")
+COLD = 1e-6
+"""A temperature below this is greedy: logits divided by it may leave the numbers that there are."""
 
 
 class History:
@@ -96,7 +98,7 @@ def choose(
 ) -> int:
     """The next token's id from logits (vocab,) float32."""
     logits = penalise(logits, sampling, history)
-    if sampling.temperature == 0 or sampling.top_k == 1:
+    if sampling.temperature < COLD or sampling.top_k == 1:
         return int(logits.argmax())
     logits = logits / sampling.temperature
     logits = top_p(top_k(logits, sampling.top_k), sampling.top_p)

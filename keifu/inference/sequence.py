@@ -140,16 +140,17 @@ class Sequence:
     def allowed(self, scores: Tensor) -> Tensor:
         """Scores (vocab,) of the next token, without those that may not come."""
         sampling, job, matcher = self.job.sampling, self.job, self._matching
-        ends = job.end_ids | set(sampling.stop_ids)
-        last = self.length + 1 >= job.limit
-        if matcher is not None:
-            scores, ends, last = matcher.allow(scores), matcher.ends, False
-        found = no_repeat(scores, self.tokens, sampling.no_repeat_ngram)
-        if self.generated < sampling.min_tokens or (matcher and sampling.ignore_eos):
-            found = forbid(found, sorted(ends))
-        found = job.rules.apply(found, self.tokens, last=last)
-        # A constraint comes before everything else that may have forbidden the tokens it leaves.
-        return scores if matcher and bool(found.isneginf().all()) else found
+        if matcher is None:
+            scores = no_repeat(scores, self.tokens, sampling.no_repeat_ngram)
+            if self.generated < sampling.min_tokens:
+                scores = forbid(scores, sorted(job.end_ids | set(sampling.stop_ids)))
+            return job.rules.apply(scores, self.tokens, last=self.length + 1 >= job.limit)
+        # A constraint comes first: what would leave nothing of what it allows, does not apply.
+        on = sampling.ignore_eos or self.generated < sampling.min_tokens
+        scores = matcher.allow(scores)
+        scores = _some(forbid(scores, sorted(matcher.ends) if on else ()), scores)
+        scores = _some(no_repeat(scores, self.tokens, sampling.no_repeat_ngram), scores)
+        return _some(job.rules.apply(scores, self.tokens, last=False), scores)
 
     @property
     def _matching(self) -> Matcher | None:
@@ -237,6 +238,11 @@ class Sequence:
                 first_token=first - self.job.arrived,
             ),
         )
+
+
+def _some(scores: Tensor, otherwise: Tensor) -> Tensor:
+    """Scores, if any token is left in them."""
+    return otherwise if bool(scores.isneginf().all()) else scores
 
 
 def token_logprob(tokenizer: Tokenizer, logits: Tensor, token: int, count: int) -> TokenLogprob:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from keifu.core.errors import KeifuError
+from keifu.inference.constraint import Constraint
 from keifu.inference.request import Delta, FinishReason, Message, ParameterError, ToolCall, Usage
 from keifu.lm.base import ChatOptions
 from keifu.lm.errors import RemoteError
@@ -83,6 +84,12 @@ class AnthropicLM(RemoteLM):
         if chat.response_format:
             body["output_config"] = {"format": _format(chat.response_format)}
         return body
+
+    def constrain(self, constraint: Constraint) -> dict[str, Any]:
+        """JSON schemas alone."""
+        if (wanted := constraint.as_format()) is None:
+            return super().constrain(constraint)
+        return {"output_config": {"format": _format(wanted)}}
 
     def decoder(self) -> Decoder:
         """Reads the Messages event stream."""

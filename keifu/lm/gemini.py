@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from keifu.core.errors import KeifuError
+from keifu.inference.constraint import Constraint
 from keifu.inference.request import (
     Delta,
     FinishReason,
@@ -83,6 +84,12 @@ class GeminiLM(RemoteLM):
             if chat.tool_choice != "auto":
                 body["toolConfig"] = {"functionCallingConfig": _tool_choice(chat.tool_choice)}
         return body
+
+    def constrain(self, constraint: Constraint) -> dict[str, Any]:
+        """JSON schemas alone."""
+        if (wanted := constraint.as_format()) is None:
+            return super().constrain(constraint)
+        return _format(wanted)
 
     def decoder(self) -> Decoder:
         """Reads a stream of GenerateContentResponse."""

@@ -8,12 +8,13 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from keifu.core.errors import KeifuError, unknown
+from keifu.inference.constraint import Constraint
 from keifu.inference.engine import Engine
 from keifu.inference.kept import Kept
 from keifu.inference.request import Delta, Message, Sampling, Score
 from keifu.inference.stream import Stream
 from keifu.lm.base import LM, ChatOptions, Prompt
-from keifu.lm.tools import ToolFormat, ToolReader, detect, markers
+from keifu.lm.tools import ToolFormat, ToolReader, detect, forced, markers
 from keifu.text.tokenizer import Tokenizer
 
 SAMPLING_FIELDS = frozenset(f.name for f in dataclasses.fields(Sampling))
@@ -43,13 +44,9 @@ class LocalLM(LM):
         given = known_options(options, SAMPLING_FIELDS | _CHAT)
         chat = ChatOptions(**{k: v for k, v in given.items() if k in _CHAT})
         sampling = self.sampling({k: v for k, v in given.items() if k in SAMPLING_FIELDS})
-        if chat.response_format and chat.response_format.get("type") not in (None, "text"):
-            raise KeifuError(
-                f"response_format {chat.response_format.get('type')!r} is not supported by local "
-                "models yet: ask for the format in the prompt"
-            )
-        prompt = self.tokenizer.encode_chat(messages, most=self.context, **_template_options(chat))
         form = self._tool_format(chat)
+        sampling = self._constrained(sampling, chat, form)
+        prompt = self.tokenizer.encode_chat(messages, most=self.context, **_template_options(chat))
         if form is None:
             return self.engine.submit(prompt, sampling, continues=chat.continue_final)
         stream = _ToolStream(form, [t["function"]["name"] for t in chat.tools])
@@ -66,6 +63,29 @@ class LocalLM(LM):
         if form is None:
             raise KeifuError(f"{self.name} knows no tools: its chat template does not take any")
         return form
+
+    def _constrained(
+        self, sampling: Sampling, chat: ChatOptions, form: ToolFormat | None
+    ) -> Sampling:
+        """With what the response format and the choice of a tool make of the output."""
+        schema, wanted = schema_of(chat.response_format), None
+        if form is not None and (chat.tool_choice != "auto" or schema is not None):
+            named = chat.tool_choice if isinstance(chat.tool_choice, Mapping) else None
+            special = {self.tokenizer.token(i): i for i in self._marker_ids(form)}
+            wanted = forced(
+                form,
+                _chosen(chat.tools, named),
+                special,
+                one=named is not None,
+                instead=schema if chat.tool_choice == "auto" else None,
+            )
+        elif schema is not None:
+            wanted = Constraint.json(schema)
+        if wanted is None:
+            return sampling
+        if sampling.constraint is not None:
+            raise KeifuError("a constraint beside a response_format or tools: choose one of them")
+        return dataclasses.replace(sampling, constraint=wanted)
 
     def _marker_ids(self, form: ToolFormat) -> frozenset[int]:
         """Special tokens that are part of a tool call and so must reach the reader as text."""
@@ -202,6 +222,35 @@ def known_options(options: Mapping[str, Any], allowed: Collection[str]) -> dict[
             value = given[name]
             given[name] = (value,) if isinstance(value, (str, int)) else tuple(value)
     return given
+
+
+def schema_of(response_format: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """The JSON schema that a response format asks for; None for plain text."""
+    match response_format:
+        case None | {"type": "text"}:
+            return None
+        case {"type": "json_object"}:
+            return {"type": "object"}
+        case {"type": "json_schema", "json_schema": {"schema": Mapping() as schema}}:
+            return schema
+        case _:
+            raise KeifuError(
+                'response_format has the type "text", "json_object" or "json_schema" with a '
+                "json_schema: {schema: {...}}"
+            )
+
+
+def _chosen(
+    tools: Sequence[Mapping[str, Any]], named: Mapping[str, Any] | None
+) -> Sequence[Mapping[str, Any]]:
+    """The tools that may be called: all of them, or the one that the choice names."""
+    if named is None:
+        return tools
+    name = named.get("function", named).get("name")
+    found = [tool for tool in tools if tool["function"]["name"] == name]
+    if not found:
+        raise unknown("tool", str(name), [tool["function"]["name"] for tool in tools])
+    return found
 
 
 def _template_options(chat: ChatOptions) -> dict[str, Any]:

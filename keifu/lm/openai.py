@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from keifu.core.errors import KeifuError, unknown
+from keifu.inference.constraint import Constraint
 from keifu.inference.request import (
     Delta,
     FinishReason,
@@ -110,6 +111,14 @@ class OpenAILM(RemoteLM):
         if chat.continue_final:
             body |= {"continue_final_message": True, "add_generation_prompt": False}
         return Call("/chat/completions", body)
+
+    def constrain(self, constraint: Constraint) -> dict[str, Any]:
+        """The vendor's `response_format`, elsewhere vLLM's `structured_outputs`."""
+        if not self.at_vendor and constraint.kind != "lark":
+            return {"structured_outputs": {constraint.kind: constraint.value}}
+        if (wanted := constraint.as_format()) is None:
+            return super().constrain(constraint)
+        return {"response_format": wanted}
 
     def decoder(self) -> Decoder:
         """Reads `chat.completion.chunk` events."""

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, TypeVar, cast
 
 from keifu.core.errors import KeifuError, unknown
+from keifu.inference.constraint import Constraint
 from keifu.inference.request import (
     Delta,
     Message,
@@ -229,11 +230,18 @@ class RemoteLM(LM):
         """
         body: dict[str, Any] = {}
         for key, value in ask.given.items():
-            if key in names:
+            if key == "constraint":
+                body |= self.constrain(value)
+            elif key in names:
                 body[names[key]] = list(value) if isinstance(value, tuple) else value
             elif value not in (_SAMPLING[key], {}):
                 raise ParameterError(key, value, f"{self.protocol} has no such setting")
         return body
+
+    def constrain(self, constraint: Constraint) -> dict[str, Any]:
+        """The fields that ask for an output of some form; an error where the protocol has none."""
+        why = f"{self.protocol} knows no outputs of this kind"
+        raise ParameterError("constraint", constraint.kind, why)
 
     async def on_loop(self, work: Coroutine[Any, Any, T]) -> T:
         """Await work on the background loop from any other; cancelling cancels it there."""

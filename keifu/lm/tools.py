@@ -11,10 +11,11 @@ import json
 import re
 import secrets
 import string
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+from keifu.inference.constraint import Constraint
 from keifu.inference.request import ToolCall
 
 MOST_CHARACTERS = 256 * 1024
@@ -37,6 +38,10 @@ class ToolFormat:
     """Text that ends it; None: it runs to the end of the output."""
     read: Callable[[str], list[Pair]]
     """The calls in the text from opener to closer, without them; ValueError if it is none."""
+    write: tuple[str, str]
+    """What stands before and after the arguments of a call to NAME."""
+    several: tuple[str, str, str] | None = None
+    """What stands before, between and after several calls; None: there is one at a time."""
     at_start: bool = False
     """Whether a call can only be the first thing in the output."""
     id_length: int = 24
@@ -108,27 +113,66 @@ def _objects(text: str) -> list[Pair]:
     return found
 
 
-HERMES = ToolFormat("hermes", re.compile(r"<tool_call>"), ("<tool_call>",), "</tool_call>", _object)
+HERMES = ToolFormat(
+    "hermes",
+    re.compile(r"<tool_call>"),
+    ("<tool_call>",),
+    "</tool_call>",
+    _object,
+    ('<tool_call>\n{"name": "NAME", "arguments": ', "}\n</tool_call>"),
+    ("", "\n", ""),
+)
 """`<tool_call>{"name": ..., "arguments": {...}}</tool_call>`: Hermes, Qwen, SmolLM."""
-TAGGED = ToolFormat("tagged", re.compile(r"<function="), ("<function=",), "</function>", _tagged)
+TAGGED = ToolFormat(
+    "tagged",
+    re.compile(r"<function="),
+    ("<function=",),
+    "</function>",
+    _tagged,
+    ("<function=NAME>", "</function>"),
+)
 """`<function=name>{...}</function>`: Llama 3.1's custom functions."""
 MISTRAL = ToolFormat(
-    "mistral", re.compile(r"\[TOOL_CALLS\]"), ("[TOOL_CALLS]",), None, _mistral, id_length=9
+    "mistral",
+    re.compile(r"\[TOOL_CALLS\]"),
+    ("[TOOL_CALLS]",),
+    None,
+    _mistral,
+    ('{"name": "NAME", "arguments": ', "}"),
+    ("[TOOL_CALLS] [", ", ", "]"),
+    id_length=9,
 )
 """`[TOOL_CALLS] [{"name": ..., "arguments": {...}}]`; its templates want ids of 9 characters."""
+MISTRAL_ARGS = replace(
+    MISTRAL,
+    name="mistral-args",
+    hint=re.compile(r"\[ARGS\]"),
+    write=("[TOOL_CALLS]NAME[ARGS]", ""),
+    several=("", "", ""),
+)
+"""`[TOOL_CALLS]name[ARGS]{...}`, one after another: Mistral's since 2025."""
 LLAMA = ToolFormat(
     "llama",
     re.compile(r'<\|python_tag\|>|"parameters": dictionary of argument|Environment: ipython'),
     ("<|python_tag|>", "{"),
     None,
     _objects,
+    ('{"name": "NAME", "parameters": ', "}"),
     at_start=True,
 )
 """`{"name": ..., "parameters": {...}}` as the whole output: Llama 3.1 and later."""
-PLAIN = ToolFormat("plain", re.compile(r"(?!)"), ("```json", "{", "["), None, _objects, True)
+PLAIN = ToolFormat(
+    "plain",
+    re.compile(r"(?!)"),
+    ("```json", "{", "["),
+    None,
+    _objects,
+    ('{"name": "NAME", "arguments": ', "}"),
+    at_start=True,
+)
 """A bare JSON object; never detected, only read where the request requires a call."""
 
-FORMATS = (HERMES, TAGGED, MISTRAL, LLAMA)
+FORMATS = (HERMES, TAGGED, MISTRAL_ARGS, MISTRAL, LLAMA)
 
 
 def detect(template: str) -> ToolFormat | None:
@@ -138,9 +182,62 @@ def detect(template: str) -> ToolFormat | None:
 
 def markers(form: ToolFormat) -> tuple[str, ...]:
     """Texts that have to survive detokenization although they may be special tokens."""
-    inner = ("[ARGS]", "[CALL_ID]") if form is MISTRAL else ()
+    inner = ("[ARGS]", "[CALL_ID]") if form.openers == MISTRAL.openers else ()
     closer = (form.closer,) if form.closer else ()
     return (*(o for o in form.openers if len(o) > 1), *closer, *inner)
+
+
+_PLAIN_JSON = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_MOST_CALLS = 8
+"""Calls in one answer that must be calls."""
+
+
+def forced(
+    form: ToolFormat,
+    tools: Sequence[Mapping[str, Any]],
+    special: Mapping[str, int],
+    *,
+    one: bool = False,
+    instead: Mapping[str, Any] | None = None,
+) -> Constraint:
+    """An output that is calls of these tools and nothing else, the arguments by their schemas.
+
+    Args:
+        tools: in OpenAI's shape.
+        special: the ids of the parts of a call that are special tokens, by their spelling.
+        one: whether there is exactly one call.
+        instead: the schema of a JSON value that may come in place of calls.
+    """
+    before, between, after = form.several or ("", "", "")
+    more = f"({_lark(between, special)} call){{0,{_MOST_CALLS - 1}}}"
+    more = "" if one or form.several is None else more
+    start = f"start: {_lark(before, special)} call {more} {_lark(after, special)}"
+    lines = [start if instead is None else f"{start} | instead"]
+    lines.append("call: " + " | ".join(f"call_{i}" for i in range(len(tools))))
+    for index, tool in enumerate(tools):
+        function = tool["function"]
+        name = json.dumps(function["name"], ensure_ascii=False)[1:-1]
+        begin, end = (_lark(part.replace("NAME", name), special) for part in form.write)
+        lines.append(f"call_{index}: {begin} arguments_{index} {end}")
+        schema = {"type": "object", **(function.get("parameters") or {})}
+        lines.append(f"arguments_{index}: {_json_rule(schema)}")
+    if instead is not None:
+        lines.append(f"instead: {_json_rule(instead)}")
+    return Constraint("lark", "\n".join(lines))
+
+
+def _lark(text: str, special: Mapping[str, int]) -> str:
+    """A text in a grammar: strings, and special tokens by their ids."""
+    if not special:
+        return json.dumps(text, ensure_ascii=False) if text else ""
+    pieces = re.split("(" + "|".join(map(re.escape, special)) + ")", text)
+    told = (f"<[{special[p]}]>" if p in special else json.dumps(p) for p in pieces if p)
+    return " ".join(told)
+
+
+def _json_rule(schema: Mapping[str, Any]) -> str:
+    checked = json.loads(Constraint.json(schema).text)
+    return "%json " + json.dumps({**checked, "x-guidance": _PLAIN_JSON}, ensure_ascii=False)
 
 
 class ToolReader:

@@ -70,11 +70,6 @@ IGNORED = frozenset(
 
 REFUSED = frozenset(
     {
-        "guided_regex",
-        "guided_choice",
-        "guided_grammar",
-        "grammar",
-        "structured_outputs",
         "lora",
         "truncate_prompt_tokens",
         "suffix",
@@ -129,6 +124,12 @@ class Sampled(Body):
     stream_options: StreamOptions | None = None
     response_format: Object | None = None
     guided_json: Object | str | None = None
+    guided_regex: Text = None
+    guided_choice: Many[str] | None = None
+    guided_grammar: Text = None
+    structured_outputs: Object | None = None
+    json_schema: Object | None = None
+    grammar: Text = None
 
 
 class CalledFunction(BaseModel):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from keifu.inference.constraint import Constraint, ConstraintError
 from keifu.inference.request import Message, ParameterError
 from keifu.lm.base import LM
 from keifu.server.bodies import (
@@ -93,9 +93,8 @@ def completion(body: CompletionBody, lm: LM) -> dict[str, Any]:
     """Options of a text completion."""
     options = sampling(body)
     options["max_tokens"] = 16 if body.max_tokens is None else body.max_tokens
-    if response_format(body) is not None:
-        text = "response_format is for chat completions"
-        raise bad(text, "response_format", "unsupported_parameter")
+    if (wanted := constraint(body)) is not None:
+        options["constraint"] = wanted
     if body.logprobs is not None:
         options["logprobs"] = body.logprobs
         if body.echo and body.prompt_logprobs is None:
@@ -128,8 +127,9 @@ def chat(body: ChatBody, lm: LM) -> dict[str, Any]:
         options |= tool_options([described(tool) for tool in tools], choice)
     elif choice not in (None, "none", "auto"):
         raise bad("tool_choice is set, but there are no tools", "tool_choice")
-    if (wanted := response_format(body)) is not None:
-        options["response_format"] = wanted
+    if (wanted := constraint(body)) is not None:
+        format = wanted.as_format()
+        options |= {"response_format": format} if format else {"constraint": wanted}
     template = dict(body.chat_template_kwargs or {})
     if taken := RESERVED & template.keys():
         text = f"chat_template_kwargs may not set {', '.join(sorted(taken))}"
@@ -182,24 +182,61 @@ def _name(item: object) -> str:
             raise bad("allowed_tools has an entry without a name", "tool_choice")
 
 
-def response_format(body: Sampled) -> dict[str, Any] | None:
-    """The output format asked for; None for plain text."""
-    if body.guided_json is not None:
-        schema = body.guided_json
-        if isinstance(schema, str):
-            try:
-                schema = json.loads(schema)
-            except (ValueError, RecursionError):
-                raise bad("guided_json is not JSON", "guided_json") from None
-        return {"type": "json_schema", "json_schema": {"name": "guided", "schema": schema}}
-    match body.response_format:
-        case None | {"type": "text"}:
-            return None
-        case {"type": "json_object"} | {"type": "json_schema", "json_schema": {"schema": dict()}}:
-            return body.response_format
+def constraint(body: Sampled) -> Constraint | None:
+    """What the output must be, under the name that the request has for it; None for any text."""
+    given = [name for name in _CONSTRAINTS if getattr(body, name) is not None]
+    if body.response_format == {"type": "text"}:
+        given.remove("response_format")
+    if len(given) > 1:
+        raise bad(f"{given[0]} and {given[1]} both say what the output must be", given[1])
+    if not given:
+        return None
+    name = given[0]
+    try:
+        return _CONSTRAINTS[name](getattr(body, name))
+    except ConstraintError as error:
+        raise bad(f"{name}: {error}", name) from None
+
+
+def _format(given: dict[str, Any]) -> Constraint:
+    match given:
+        case {"type": "json_object"}:
+            return Constraint.json()
+        case {"type": "json_schema", "json_schema": {"schema": dict(schema)}}:
+            return Constraint.json(schema)
         case _:
             text = 'response_format has type "text", "json_object" or "json_schema" with a schema'
             raise bad(text, "response_format")
+
+
+def _structured(given: dict[str, Any]) -> Constraint:
+    match {name: value for name, value in given.items() if value is not None}:
+        case {"json": dict() | str() as schema, **rest} if not rest:
+            return Constraint.json(schema)
+        case {"json_object": True, **rest} if not rest:
+            return Constraint.json()
+        case {"regex": str(pattern), **rest} if not rest:
+            return Constraint.regex(pattern)
+        case {"choice": list(options), **rest} if not rest:
+            return Constraint.choice(options)
+        case {"grammar": str(text), **rest} if not rest:
+            return Constraint.grammar(text)
+        case _:
+            text = "structured_outputs has one of json, json_object, regex, choice, grammar"
+            raise bad(text, "structured_outputs")
+
+
+_CONSTRAINTS: dict[str, Callable[[Any], Constraint]] = {
+    "response_format": _format,
+    "structured_outputs": _structured,
+    "guided_json": Constraint.json,
+    "guided_regex": Constraint.regex,
+    "guided_choice": Constraint.choice,
+    "guided_grammar": Constraint.grammar,
+    "json_schema": Constraint.json,
+    "grammar": Constraint.grammar,
+}
+"""Fields that constrain the output: OpenAI's, vLLM's, its older ones, llama.cpp's."""
 
 
 def conversation(messages: Sequence[ChatMessage]) -> list[Message]:

@@ -122,7 +122,7 @@ def test_best_of_and_what_is_refused(client: openai.OpenAI) -> None:
         ({"prompt": [[1], ["a"]]}, "prompt"),
         ({"prompt": [-1]}, "prompt"),
         ({"max_tokens": -1}, "max_tokens"),
-        ({"extra_body": {"response_format": {"type": "json_object"}}}, "response_format"),
+        ({"extra_body": {"response_format": {"type": "xml"}}}, "response_format"),
     ]:
         with pytest.raises(openai.BadRequestError) as caught:
             client.completions.create(**{"model": "fake", "prompt": "ab", **wrong})

@@ -290,8 +290,14 @@ def test_typed_errors(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError):
         ask(response_format={"type": "json_object"})
     with pytest.raises(openai.BadRequestError) as guided:
-        ask(extra_body={"guided_regex": "a+"})
-    assert guided.value.code == "unsupported_parameter"
+        ask(extra_body={"structured_outputs": {"structural_tag": "x"}})
+    assert guided.value.param == "structured_outputs"
+    with pytest.raises(openai.BadRequestError) as both:
+        ask(extra_body={"guided_regex": "a+", "grammar": "root ::= x"})
+    assert both.value.param == "grammar"
+    with pytest.raises(openai.BadRequestError) as other:
+        ask(extra_body={"lora": [{"id": 1}]})
+    assert other.value.code == "unsupported_parameter"
 
 
 def test_a_bug_is_a_500_without_its_secrets(client: openai.OpenAI) -> None:
