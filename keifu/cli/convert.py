@@ -55,10 +55,10 @@ def command(
     if as_json:
         print(json.dumps({"schema_version": SCHEMA, **report.record()}, indent=2))
     elif not quiet:
-        print(_told(report))
+        print(told(report))
 
 
-def _told(report: Report) -> str:
+def told(report: Report) -> str:
     """The report for a person."""
     kinds = ", ".join(f"{count} {kind}" for kind, count in report.types.items())
     found = report.agreement

@@ -27,6 +27,7 @@ VERBS = {
     "agent": Verb("keifu.cli.agent:app", USE, "Let a model work in several steps."),
     "models": Verb("keifu.cli.models:app", RUN, "Pull, list, show and remove models."),
     "convert": Verb("keifu.cli.convert:command", CHANGE, "Another format or type, checked."),
+    "export": Verb("keifu.cli.export:command", CHANGE, "Hand a model to vLLM, llama.cpp..."),
     "embed": Verb("keifu.cli.embed:command", USE, "Turn texts into vectors."),
     "fill-mask": Verb("keifu.cli.fill_mask:command", USE, "Guess the masked words of a text."),
     "vectors": Verb("keifu.cli.vectors:app", USE, "Train and ask word vectors."),
