@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import accuracy, embed, experts, mamba, startup, vectors
+from benchmarks import accuracy, embed, experts, mamba, startup, streams, vectors
 from keifu.checkpoints.store import pull
 from keifu.cli.bench import drawn
 from keifu.core import machine
@@ -35,12 +35,18 @@ def lines(name: str, found: Found) -> str:
             shown.append(f"- {check}: {told}")
             continue
         verdict = {True: "holds", False: "DOES NOT HOLD", None: ""}[told.get("holds")]
-        numbers = ", ".join(f"{k} {_number(v)}" for k, v in told.items() if k != "holds")
+        numbers = ", ".join(
+            f"{k} {v if isinstance(v, str) else _number(v)}"
+            for k, v in told.items()
+            if k != "holds"
+        )
         shown.append(f"- {check}: {numbers}" + (f" **{verdict}**" if verdict else ""))
     return "\n".join(shown)
 
 
-def _number(value: float) -> str:
+def _number(value: float | str) -> str:
+    if isinstance(value, str):
+        return value
     if isinstance(value, int):
         return f"{value / 1e6:.1f} MB" if value > 10**6 else str(value)
     return f"{value / 1e6:.1f} MB" if value > 1e6 else f"{value:.4g}"
@@ -60,6 +66,7 @@ def main() -> None:
     """Run what was asked for."""
     every: dict[str, Callable[..., Found]] = {
         "speed": speed,
+        "streams": streams.measure,
         "startup": startup.measure,
         "accuracy": accuracy.measure,
         "vectors": vectors.measure,
@@ -74,7 +81,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m", help="a name, or a GGUF file")
     parser.add_argument("--python", help="the Python that has the peers, if not this one")
     parser.add_argument("--threads", type=int, default=machine.threads())
-    parser.add_argument("--rounds", type=int, default=9, help="of speed")
+    parser.add_argument("--rounds", type=int, default=9, help="of speed and streams")
     parser.add_argument("--dry", action="store_true", help="print only, write nothing")
     given = parser.parse_args()
     if wrong := set(given.names) - set(every):
@@ -82,7 +89,7 @@ def main() -> None:
     path = pull(given.model) if {*(given.names or every)} - own else None
     for name in given.names or every:
         options = {"threads": given.threads, "python": given.python}
-        if name == "speed":
+        if name in ("speed", "streams"):
             options["rounds"] = given.rounds
         found = {"machine": described(), **every[name](path, **options)}
         shown = lines(name, {k: v for k, v in found.items() if name == "speed" or k != "machine"})

@@ -301,15 +301,15 @@ def _ratios(
         if name == OURS:
             continue
         theirs = found[name]["samples"]
-        ratios[name] = {m: _spread(ours[m], theirs[m]) for m in ("prefill", "decode")}
-        ratios[name]["first_token"] = _spread(theirs["first_token"], ours["first_token"])
+        ratios[name] = {m: spread(ours[m], theirs[m]) for m in ("prefill", "decode")}
+        ratios[name]["first_token"] = spread(theirs["first_token"], ours["first_token"])
     ratios["limit"] = {
-        m: _spread(ours[m], [limits[m]] * len(ours[m])) for m in ("prefill", "decode")
+        m: spread(ours[m], [limits[m]] * len(ours[m])) for m in ("prefill", "decode")
     }
     return ratios
 
 
-def _spread(some: Sequence[float], others: Sequence[float]) -> dict[str, float]:
+def spread(some: Sequence[float], others: Sequence[float]) -> dict[str, float]:
     """Ratios of pairs: their median, the lowest, the highest."""
     ratios = [a / b for a, b in zip(some, others, strict=True)]
     return {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}

@@ -6,6 +6,7 @@ Python than Keifu; it needs the standard library and that peer. Keifu's own subj
 
     {"do": "load", "model": "x.gguf", "threads": 2, "context": 2048}  ->  {"seconds": 0.3, ...}
     {"do": "run", "prompt": [1, 2, 3], "new": 64}  ->  {"first": 0.1, "decode": 0.9, "tokens": 64}
+    {"do": "together", "prompts": [[1, 2], [3, 4]], "new": 64}  ->  {"times": [[0.1, ...], ...]}
     {"do": "greedy", "prompt": [1, 2, 3], "new": 64}  ->  {"tokens": [4, 5]}
     {"do": "logprobs", "tokens": [1, 2, 3]}        ->  {"logprobs": [-4.2, -1.3]}
     {"do": "memory"}                               ->  {"peak": 123456789, "cpu": 1.5}
@@ -28,11 +29,20 @@ class Subject(Protocol):
 
     version: str
 
-    def load(self, model: str, threads: int, context: int) -> Mapping[str, Any]:
-        """Load a checkpoint, ready to answer; returns facts about how it will run."""
+    def load(self, model: str, threads: int, context: int, streams: int = 1) -> Mapping[str, Any]:
+        """Load a checkpoint, ready to answer `streams` requests of `context` tokens at once.
+
+        Returns facts about how it will run.
+        """
 
     def generate(self, prompt: list[int], new: int) -> Iterable[int]:
         """The `new` likeliest tokens after the prompt, one by one, past any end token."""
+
+    def together(self, prompts: list[list[int]], new: int) -> list[list[float]]:
+        """Continue all prompts at once by `new` tokens each.
+
+        Returns the `time.perf_counter()` at which each token of each of them was there.
+        """
 
     def logprobs(self, tokens: list[int]) -> list[float]:
         """Natural-log probability of each token but the first, given those before it."""
@@ -48,11 +58,14 @@ class LlamaCpp:
         self._package: Any = llama_cpp
         self._model: Any = None
         self._path, self._threads = "", 1
+        self._streams, self._context = 1, 0
+        self._many: Any = None
 
-    def load(self, model: str, threads: int, context: int) -> Mapping[str, Any]:
+    def load(self, model: str, threads: int, context: int, streams: int = 1) -> Mapping[str, Any]:
         """Memory-mapped, as it does by default."""
         self._path, self._threads = model, threads
-        self._model = self._open(context, every=False)
+        self._streams, self._context = streams, context
+        self._model = self._open(context if streams == 1 else 256, every=False)
         return {"weights": "as in the file"}
 
     def _open(self, context: int, *, every: bool) -> Any:
@@ -71,6 +84,51 @@ class LlamaCpp:
             yield int(token)
             if count == new:
                 return
+
+    def together(self, prompts: list[list[int]], new: int) -> list[list[float]]:
+        """One sequence a prompt, each read alone, then all of them a token a step in one batch."""
+        import ctypes
+
+        import numpy as np
+
+        cpp, model = self._package, self._model._model
+        width, times = cpp.llama_vocab_n_tokens(model.vocab), [[0.0] * 0 for _ in prompts]
+        if self._many is None:
+            wanted = cpp.llama_context_default_params()
+            room = -(-self._context // 256) * 256  # it rounds so itself
+            wanted.n_ctx, wanted.n_seq_max = room * self._streams, self._streams
+            wanted.n_threads = wanted.n_threads_batch = self._threads
+            self._many = cpp.llama_init_from_model(model.model, wanted)
+            if not self._many:
+                raise MemoryError(f"no context of {self._streams} sequences")
+        many, batch = self._many, cpp.llama_batch_init(2048, 0, 1)
+        cpp.llama_memory_clear(cpp.llama_get_memory(many), True)
+
+        def decode(rows: list[tuple[int, int, int, bool]]) -> list[int]:
+            """Run (token, position, sequence, wanted) and take the likeliest where wanted."""
+            batch.n_tokens = len(rows)
+            for i, (token, place, owner, wants) in enumerate(rows):
+                batch.token[i], batch.pos[i], batch.n_seq_id[i] = token, place, 1
+                batch.seq_id[i][0], batch.logits[i] = owner, wants
+            if code := cpp.llama_decode(many, batch):
+                raise RuntimeError(f"llama_decode gave {code}")
+            found = []
+            for i in (i for i, row in enumerate(rows) if row[3]):
+                row = ctypes.cast(cpp.llama_get_logits_ith(many, i), ctypes.c_void_p).value
+                floats = (ctypes.c_float * width).from_address(row)
+                found.append(int(np.frombuffer(floats, np.float32).argmax()))
+                times[rows[i][2]].append(time.perf_counter())
+            return found
+
+        last = []
+        for owner, prompt in enumerate(prompts):
+            rows = [(t, i, owner, i + 1 == len(prompt)) for i, t in enumerate(prompt)]
+            for start in range(0, len(rows), 2048):
+                last += decode(rows[start : start + 2048])
+        for step in range(new - 1):
+            last = decode([(t, len(prompts[o]) + step, o, True) for o, t in enumerate(last)])
+        cpp.llama_batch_free(batch)
+        return times
 
     def logprobs(self, tokens: list[int]) -> list[float]:
         """From the logits of every position, which only a context of its own keeps."""
@@ -98,7 +156,7 @@ class Transformers:
         self.version = f"{transformers.__version__} (torch {torch.__version__})"
         self._model: Any = None
 
-    def load(self, model: str, threads: int, context: int) -> Mapping[str, Any]:
+    def load(self, model: str, threads: int, context: int, streams: int = 1) -> Mapping[str, Any]:
         """Decoded weights, in memory."""
         self._torch.set_num_threads(threads)
         path = Path(model)
@@ -117,6 +175,18 @@ class Transformers:
                 out = self._model(ids, past_key_values=past, use_cache=True, logits_to_keep=1)
             ids, past = out.logits[:, -1:].argmax(-1), out.past_key_values
             yield int(ids)
+
+    def together(self, prompts: list[list[int]], new: int) -> list[list[float]]:
+        """One batch of prompts of one length, which need no padding."""
+        torch, times = self._torch, [[0.0] * 0 for _ in prompts]
+        ids, past = torch.tensor(prompts), None
+        for _ in range(new):
+            with torch.inference_mode():
+                out = self._model(ids, past_key_values=past, use_cache=True, logits_to_keep=1)
+            ids, past = out.logits[:, -1:].argmax(-1), out.past_key_values
+            for each in times:
+                each.append(time.perf_counter())
+        return times
 
     def logprobs(self, tokens: list[int]) -> list[float]:
         """From one pass."""
@@ -159,6 +229,12 @@ def timed_run(subject: Subject, prompt: list[int], new: int) -> dict[str, float]
     return {"first": first - start, "decode": last - first, "tokens": count}
 
 
+def timed_together(subject: Subject, prompts: list[list[int]], new: int) -> dict[str, Any]:
+    """Continue prompts at once; for each the seconds from the start to each of its tokens."""
+    start = time.perf_counter()
+    return {"times": [[t - start for t in each] for each in subject.together(prompts, new)]}
+
+
 def serve(
     make: Callable[[], Subject],
     extra: Mapping[str, Callable[..., Mapping[str, Any]]] | None = None,
@@ -187,6 +263,7 @@ def serve(
     actions: dict[str, Callable[..., Mapping[str, Any]]] = {
         "load": load,
         "run": lambda prompt, new: timed_run(subject, prompt, new),
+        "together": lambda prompts, new: timed_together(subject, prompts, new),
         "greedy": lambda prompt, new: {"tokens": list(subject.generate(prompt, new))},
         "logprobs": lambda tokens: {"logprobs": subject.logprobs(tokens)},
         "memory": usage,

@@ -10,6 +10,7 @@ Beside the requests of `peers` it answers:
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -28,11 +29,12 @@ class Ours:
         self.version = f"{keifu.__version__} (torch {torch.__version__})"
         self._lm: Any = None
 
-    def load(self, model: str, threads: int, context: int) -> Mapping[str, Any]:
-        """As `keifu chat` does."""
+    def load(self, model: str, threads: int, context: int, streams: int = 1) -> Mapping[str, Any]:
+        """As `keifu chat` does; as `keifu serve --parallel` for several streams."""
         from keifu.lm import load
 
-        self._lm = load(model, threads=threads, ctx=context)
+        many = {"parallel": streams} if streams > 1 else {}
+        self._lm = load(model, threads=threads, ctx=context, **many)
         engine = self._lm.engine
         return {
             "weights": "as in the file",
@@ -47,6 +49,30 @@ class Ours:
         options = {"max_tokens": new, "temperature": 0, "ignore_eos": True}
         for delta in self._lm.complete_stream(prompt, **options):
             yield from delta.tokens
+
+    def together(self, prompts: list[list[int]], new: int) -> list[list[float]]:
+        """As many requests to the engine, which batches them as it does any."""
+        from keifu.inference.request import Delta, Sampling
+        from keifu.inference.stream import Stream
+
+        class Clock(Stream):
+            """Notes when tokens come, in the engine's own thread."""
+
+            def __init__(self) -> None:
+                super().__init__()
+                self.times: list[float] = []
+
+            def put(self, delta: Delta) -> None:
+                self.times += [time.perf_counter()] * len(delta.tokens)
+                super().put(delta)
+
+        options = Sampling(max_tokens=new, temperature=0, ignore_eos=True)
+        clocks = [Clock() for _ in prompts]
+        for prompt, clock in zip(prompts, clocks, strict=True):
+            self._lm.engine.submit(prompt, options, stream=clock)
+        for clock in clocks:
+            clock.result()
+        return [clock.times for clock in clocks]
 
     def logprobs(self, tokens: list[int]) -> list[float]:
         """Through the engine's prompt log-probabilities."""

@@ -24,7 +24,7 @@ class Fake:
             raise ImportError("No module named 'fake'")
         self.held = b""
 
-    def load(self, model: str, threads: int, context: int) -> dict[str, Any]:
+    def load(self, model: str, threads: int, context: int, streams: int = 1) -> dict[str, Any]:
         if HOW == ["fail"]:
             raise ValueError(f"cannot read {model.rsplit('/', 1)[-1]}")
         if HOW == ["die"]:
@@ -38,6 +38,18 @@ class Fake:
         for token in range(new):
             yield token
             time.sleep(float(STEP))
+
+    def together(self, prompts: list[list[int]], new: int) -> list[list[float]]:
+        """Prompts one after the other, then a token for each of them a step."""
+        times: list[list[float]] = [[] for _ in prompts]
+        for prompt, mine in zip(prompts, times, strict=True):
+            time.sleep(len(prompt) / 4 * float(STEP))
+            mine.append(time.perf_counter())
+        for _ in range(new - 1):
+            time.sleep(float(STEP))
+            for mine in times:
+                mine.append(time.perf_counter())
+        return times
 
     def logprobs(self, tokens: list[int]) -> list[float]:
         return [-1.0 for _ in tokens[1:]]
