@@ -11,7 +11,9 @@ from typing import Annotated, Any
 from keifu.cli.model import DEFAULT
 from keifu.cli.options import Argument, Fields, Option
 from keifu.cli.table import size, table
+from keifu.lm import streams
 from keifu.lm.measure import OURS, BenchOptions, commands, compare
+from keifu.lm.streams import GridOptions
 
 
 def command(
@@ -24,6 +26,9 @@ def command(
     python: Annotated[
         Path | None, Option("--python", help="The Python that has the peers (default: this one).")
     ] = None,
+    grid: Annotated[
+        bool, Option("--grid", help="Measure 1, 4 and 16 streams at 512 and 4096 tokens instead.")
+    ] = False,
     as_json: Annotated[bool, Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """How fast MODEL runs here: loading, first token, reading a prompt, decoding, memory.
@@ -38,12 +43,42 @@ def command(
     subjects = commands(names, str(python) if python else None)
     path = fetch(model, quiet=as_json)
     show = sys.stderr.isatty()
+    if grid:
+        cells = GridOptions(
+            threads=options.threads, new=options.new, rounds=options.rounds, seed=options.seed
+        )
+        over = streams.grid(path, subjects, cells, told=_told if show else lambda text: None)
+        print(json.dumps(over) if as_json else drawn_grid(over))
+        return
     found = compare(path, subjects, options, told=_told if show else lambda text: None)
     print(json.dumps(found) if as_json else drawn(found))
 
 
 def _told(text: str) -> None:
     print(f"\r\033[K{text} ...", end="", file=sys.stderr, flush=True)
+
+
+def drawn_grid(found: Mapping[str, Any]) -> str:
+    """One line a cell and subject."""
+    header = ["", "streams", "context", "decode", "prefill", "first token", "peak memory", OURS]
+    rows = [
+        [
+            row["subject"],
+            str(row["batch"]),
+            str(row["context"]),
+            f"{row['decode']:.0f} tok/s",
+            f"{row['prefill']:.0f} tok/s",
+            f"{row['first_token']:.2f} s",
+            size(row["memory"]),
+            _times(row.get("ratio")),
+        ]
+        for row in found["rows"]
+    ]
+    parts = [table(header, rows)]
+    parts += [f"{name} was left out: {why}" for name, why in found["absent"].items()]
+    if found["plain"]:
+        parts.append(f"Keifu ran its plain path: {found['plain']}")
+    return "\n\n".join(parts)
 
 
 def drawn(found: Mapping[str, Any]) -> str:

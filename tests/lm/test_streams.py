@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from keifu.cli.bench import drawn_grid
 from keifu.core.errors import KeifuError
 from keifu.lm.streams import GridOptions, grid, speeds
 
@@ -53,6 +54,7 @@ def test_a_grid_of_known_speeds(tmp_path: Path) -> None:
         assert len(row["samples"]) == 2
         assert row["memory"] >= 64 << 20
     assert 1.2 < cells["slow", 3]["ratio"]["median"] < 8  # three times, however busy
+    assert len(drawn_grid(found).splitlines()) >= 1 + 4 + 2
     assert set(found["absent"]) == {"gone", "broken"}
 
 
