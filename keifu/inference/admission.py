@@ -122,6 +122,13 @@ class Admission:
             )
         )
 
+    def send(self, output: Output, delta: Delta) -> None:
+        """What an output goes on with, or ends with."""
+        if delta.finish:
+            self.finish(output, delta)
+        else:
+            output.job.stream.put(delta)
+
     def finish(self, output: Output, delta: Delta) -> None:
         """Send the last delta; the stream closes with the request's last output."""
         if output.job.keep and output.index == 0 and delta.finish != "cancelled":

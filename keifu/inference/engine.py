@@ -28,6 +28,7 @@ from keifu.inference.rules import Rules
 from keifu.inference.runner import Runner, TorchRunner, step_of
 from keifu.inference.sequence import Sequence as Output
 from keifu.inference.source import encode, mean_state, together
+from keifu.inference.speculation import Draft, Speculation, Target
 from keifu.inference.stream import Stream
 from keifu.nn.pages import OutOfState
 from keifu.nn.pair import PairModule
@@ -59,6 +60,7 @@ class Engine:
         gist: the id of the gist token, where the model has one.
         prefixes: whether requests share what was read of texts that begin alike.
         runners: fast paths, tried in order before the plain one.
+        draft: makes what guesses tokens ahead; the outputs are the same with and without.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class Engine:
         gist: int | None = None,
         prefixes: bool = True,
         runners: Callable[[StackModule, StatePool, int], tuple[list[Runner], str]] | None = None,
+        draft: Draft | None = None,
     ) -> None:
         self.pair = model if isinstance(model, PairModule) else None
         self.model = model.decoder if isinstance(model, PairModule) else model
@@ -98,14 +101,28 @@ class Engine:
         self.context = min(context, self.pool.reach(CHUNK))
         self.source_context = min([source_context or 2**62, *self.pool.room().values()])
         self.source_vocab = source_vocab or tokenizer.vocab_size
-        plain: Runner = TorchRunner(self.model, self.pool)
-        fast: list[Runner] = []
         self.why_plain = "not asked for"
-        if self.pair is not None:
-            self.why_plain = "attention over a source has no fast path yet"
-        elif runners is not None:
-            fast, self.why_plain = runners(self.model, self.pool, self.context)
-        self.runners = [*fast, plain]
+
+        def ways(stack: StackModule, pool: StatePool, context: int) -> list[Runner]:
+            fast: list[Runner] = []
+            if self.pair is not None:
+                self.why_plain = "attention over a source has no fast path yet"
+            elif runners is not None:
+                fast, self.why_plain = runners(stack, pool, context)
+            return [*fast, TorchRunner(stack, pool)]
+
+        self.speculation: Speculation | None = None
+        if draft is not None:
+            target = Target(
+                model=self.model,
+                tokenizer=tokenizer,
+                pool=self.pool,
+                context=self.context,
+                forward=self._forward,
+                runners=ways,
+            )
+            self.speculation = Speculation(draft(target), self.pool)
+        self.runners = ways(self.model, self.pool, self.context)
         self._queue = Admission(
             self.pool,
             parallel,
@@ -313,23 +330,33 @@ class Engine:
         if self.prefixes:
             self.prefixes.store(output)
 
-    def _forward(self, outputs: list[Output], lengths: list[int], select: Sequence[int]) -> Tensor:
-        """Run the next `lengths` tokens of each output; logits (len(select), vocab)."""
+    def _forward(
+        self,
+        outputs: list[Output],
+        lengths: list[int],
+        select: Sequence[int],
+        *,
+        runners: Sequence[Runner] | None = None,
+    ) -> Tensor:
+        """Run the next `lengths` tokens of each output; logits (len(select), vocab).
+
+        Tokens that were guessed, and what other `runners` read, may be taken back afterwards.
+        """
         states = [o.state for o in outputs if o.state is not None]
         ids: list[int] = []
         for output, state, n in zip(outputs, states, lengths, strict=True):
-            at = state.length - output.job.offset
-            ids += output.tokens[at : at + n]
+            ids += output.upcoming(state.length, n)
         limits = [o.job.limit for o in outputs]
         names = {name for o in outputs for name in o.memories}
         memories = {n: tuple(o.memories.get(n, _WRITTEN) for o in outputs) for n in names}
         marks = () if self.pair else tuple(o.job.landmarks for o in outputs)
         coarse = tuple(o.job.coarse for o in outputs)
         step = step_of(states, lengths, limits, self.device, self.compute, memories, marks, coarse)
-        runner = next(r for r in self.runners if r.takes(lengths, states))
+        runner = next(r for r in runners or self.runners if r.takes(lengths, states))
         logits = runner.run(ids, step, states, select)
         for output, state, n in zip(outputs, states, lengths, strict=True):
-            self.pool.advance(state, n)
+            count = self.pool.ahead if runners or output.guessed else self.pool.advance
+            count(state, n)
             output.memories = {}
         return logits
 
@@ -366,20 +393,26 @@ class Engine:
                 self._queue.running.append(other)
                 outputs.append(other)
         for each in outputs:
-            self._sample(each, logits)
+            self._sample(each, logits[None])
 
     def _decode(self, outputs: list[Output]) -> None:
-        """One token for every running output, in one step."""
-        logits = self._forward(outputs, [1] * len(outputs), range(len(outputs)))
-        for output, row in zip(outputs, logits, strict=True):
-            self._sample(output, row)
+        """One step for every running output: its next token, and those guessed to follow."""
+        if self.speculation is not None:
+            self.speculation.draft(outputs)
+        lengths = [1 + len(o.guessed) for o in outputs]
+        logits = self._forward(outputs, lengths, range(sum(lengths)))
+        for output, rows in zip(outputs, logits.split(lengths), strict=True):
+            try:
+                self._sample(output, rows)
+            except Exception as error:  # the others go on
+                self._queue.fail(output, error)
 
-    def _sample(self, output: Output, logits: Tensor) -> None:
+    def _sample(self, output: Output, rows: Tensor) -> None:
+        """The tokens that logits (1 + guesses, vocab) give."""
         if output.job.sampling.max_tokens == 0:
             self._queue.finish(output, output.end("length"))
-            return
-        delta = output.next(logits)
-        if delta.finish:
-            self._queue.finish(output, delta)
+        elif self.speculation is not None and output.guessed:
+            for delta in self.speculation.take(output, rows):
+                self._queue.send(output, delta)
         else:
-            output.job.stream.put(delta)
+            self._queue.send(output, output.next(rows[0]))

@@ -157,6 +157,10 @@ class Usage:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    drafted_tokens: int = 0
+    """Tokens that were guessed ahead."""
+    accepted_tokens: int = 0
+    """Those of them that were right, and so are part of the completion."""
 
     @property
     def total_tokens(self) -> int:

@@ -25,6 +25,12 @@ class History:
         """Count one generated token."""
         self.output[token] = self.output.get(token, 0) + 1
 
+    def copy(self) -> History:
+        """The same, to be counted on apart."""
+        other = History(())
+        other.prompt, other.output = self.prompt, dict(self.output)
+        return other
+
     def seen(self) -> list[int]:
         """Every token of prompt and output, once."""
         return list(self.prompt | self.output.keys())

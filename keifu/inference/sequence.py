@@ -89,6 +89,10 @@ class Sequence:
         """How far a source has come that takes several passes."""
         self.history = History(job.prompt)
         self.matcher: Matcher | None = job.grammar.matcher() if job.grammar else None
+        self.guessed: list[int] = []
+        """Tokens that may follow, to be read with the next one and kept where it chooses them."""
+        self.drafted = self.accepted = 0
+        """Tokens guessed so far, and those that were right."""
         self.finish: FinishReason | None = None
         self.started = self.first = 0.0
         self.branch = 0
@@ -129,13 +133,36 @@ class Sequence:
         empty = self.state is not None and self.state.length == 0
         return empty and bool(self.job.source) and not self.memories
 
-    def next(self, logits: Tensor) -> Delta:
-        """Choose a token from logits (vocab,); returns what to send for it."""
+    def next(self, logits: Tensor, guess: int | None = None) -> Delta:
+        """Choose a token from logits (vocab,), whatever was guessed; returns its delta."""
         allowed = self.allowed(logits)
         if allowed is not logits and bool(allowed.isneginf().all()):
             raise KeifuError("no token may follow: the rules and settings forbid all of them")
         token = choose(allowed, self.job.sampling, self.history, self._generator)
+        self.accepted += token == guess
         return self.accept(token, logits)
+
+    def chooser(self) -> Callable[[Tensor], int]:
+        """What chooses tokens from logits (vocab,) one after another as `next` is going to, with
+        the same draws; the output stays as it is."""
+        history = self.history.copy()
+        generator = None if self._generator is None else self._generator.clone_state()
+
+        def choice(logits: Tensor) -> int:
+            token = choose(logits, self.job.sampling, history, generator)
+            history.add(token)
+            return token
+
+        return choice
+
+    def upcoming(self, start: int, count: int) -> list[int]:
+        """`count` tokens from position `start` on: its own, then guessed ones."""
+        at = start - self.job.offset
+        own = self.tokens[at : at + count]
+        if len(own) == count:
+            return own
+        after = at + len(own) - len(self.tokens)
+        return own + self.guessed[after : after + count - len(own)]
 
     def allowed(self, scores: Tensor) -> Tensor:
         """Scores (vocab,) of the next token, without those that may not come."""
@@ -230,7 +257,9 @@ class Sequence:
             logprobs=logprobs,
             finish=finish,
             stop=stop,
-            usage=Usage(self.job.read, self.generated, self.job.cached),
+            usage=Usage(
+                self.job.read, self.generated, self.job.cached, self.drafted, self.accepted
+            ),
             timings=Timings(
                 queued=(self.started or now) - self.job.arrived,
                 prefill=first - (self.started or first),

@@ -122,5 +122,7 @@ def collect(deltas: list[Delta]) -> Completion:
         prompt_tokens=usages[0].prompt_tokens,
         completion_tokens=sum(u.completion_tokens for u in usages),
         cached_tokens=usages[0].cached_tokens,
+        drafted_tokens=sum(u.drafted_tokens for u in usages),
+        accepted_tokens=sum(u.accepted_tokens for u in usages),
     )
     return Completion(tuple(choices), usage, timings, prompt)

@@ -294,6 +294,10 @@ class StatePool:
         for group, table in zip(self.groups, state.tables, strict=True):
             group.trim(table, state.length)
 
+    def ahead(self, state: RequestState, tokens: int) -> None:
+        """Count `tokens` as written that may be taken back: windows keep what they reached."""
+        state.length += tokens
+
     def fork(self, state: RequestState) -> RequestState:
         """A second request with the same past and memories; a partly filled page is copied."""
         other = self.open()
