@@ -39,6 +39,8 @@ class ModelOptions:
     """`mapped` reads a mixture's experts from its files as a text needs them"""
     retrieve: int | None = None
     """Let each head of an encoder-decoder read so many places of a source of any length"""
+    speculate: str = "none"
+    """Guess tokens ahead: none, lookup, draft:MODEL, early-exit[:LAYERS]; the output is the same"""
     offline: bool = False
     """Never use the network"""
 
@@ -84,6 +86,7 @@ def load(options: ModelOptions, **more: Any) -> LM:
         precision=None if options.precision == "default" else options.precision,
         experts=None if options.experts == "resident" else options.experts,
         retrieve=options.retrieve,
+        speculate=None if options.speculate == "none" else options.speculate,
         **more,
     )
 

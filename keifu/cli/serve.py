@@ -37,6 +37,8 @@ class Offer:
     """First tokens that stay visible beside a window"""
     retrieve: int | None = field(default=None, metadata={"option": Option(min=1)})
     """Let each head of an encoder-decoder read so many places of a source of any length"""
+    speculate: str = "none"
+    """Guess tokens ahead: none, lookup, draft:MODEL, early-exit[:LAYERS]; the output is the same"""
     max_memory: str | None = None
     """Memory for running requests, as 2GB or 512MiB"""
     parallel: int = field(default=4, metadata={"option": Option(min=1, max=256)})
@@ -73,6 +75,7 @@ class Offer:
             window=self.window,
             sinks=None if self.window is None else self.sinks,
             retrieve=self.retrieve,
+            speculate=None if self.speculate == "none" else self.speculate,
             threads=self.threads,
             max_memory=self.memory(),
             parallel=self.parallel,

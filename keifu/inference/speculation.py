@@ -67,6 +67,19 @@ class Target:
     """The ways to run a stack over a pool, for a context."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Guide:
+    """A second model, with state of its own, that may guess."""
+
+    name: str
+    model: StackModule
+    tokenizer: Tokenizer
+    pool: StatePool
+    context: int
+    compute: torch.dtype | None = None
+
+
+Load = Callable[[str], Guide]
 Draft = Callable[[Target], "Drafter"]
 """Makes the drafter of an engine, which knows its model and state."""
 
@@ -76,6 +89,16 @@ class Drafter(ABC):
 
     price: float = 0.0
     """What one guessed token costs, in steps of the model."""
+
+    @classmethod
+    @abstractmethod
+    def of(cls, argument: str, load: Load) -> Draft:
+        """What makes it.
+
+        Args:
+            argument: what a user wrote after its name ("" for nothing).
+            load: opens a second model.
+        """
 
     @abstractmethod
     def propose(self, outputs: Sequence[Output], counts: Sequence[int]) -> None:
@@ -196,11 +219,3 @@ class Speculation:
         self.drafts += 1
         self.drafted += guessed
         self.accepted += accepted
-
-
-def fitted(logits: Tensor, width: int) -> Tensor:
-    """A drafter's logits (rows, vocab) with as many columns as the model's, so that draws agree."""
-    missing = width - logits.shape[1]
-    if missing <= 0:
-        return logits[:, :width]
-    return torch.nn.functional.pad(logits, (0, missing), value=float("-inf"))

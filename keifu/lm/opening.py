@@ -77,6 +77,9 @@ class LocalOptions:
     retrieve: int | None = None
     """Places of the source that each head of an encoder-decoder's cross-attention reads, as in
     Unlimiformer: the source may then be of any length that the state's memory holds."""
+    speculate: str = "none"
+    """What guesses tokens ahead: "none", "lookup", "draft:MODEL" or "early-exit:LAYERS". The
+    output is the same; whether it comes sooner depends on the text."""
     allow_pickle: bool = False
     allow_nonfinite: bool = False
 
@@ -84,6 +87,11 @@ class LocalOptions:
     def dtype(self) -> torch.dtype:
         """What products and state are computed and kept in."""
         return torch.float32 if self.precision == "exact" else torch.bfloat16
+
+    @property
+    def compute(self) -> torch.dtype | None:
+        """What branches compute in beside the residual, which stays float32; None: the same."""
+        return None if self.dtype == torch.float32 else self.dtype
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,7 +261,7 @@ def _encoder(opened: Opened) -> LM:
         tokenizer,
         reading,
         batch=options.batch or BATCH,
-        compute=None if options.dtype == torch.float32 else options.dtype,
+        compute=options.compute,
         device=options.device,
         allow_pickle=options.allow_pickle,
     )
@@ -261,6 +269,8 @@ def _encoder(opened: Opened) -> LM:
 
 def _generator(opened: Opened) -> LM:
     """A decoder or an encoder-decoder, behind an engine."""
+    from keifu.lm.speculating import draft_of
+
     options, checkpoint = opened.options, opened.checkpoint
     tokenizer, model, context = opened.tokenizer(), opened.build(), opened.context()
     assert isinstance(model, StackModule | PairModule)
@@ -283,6 +293,7 @@ def _generator(opened: Opened) -> LM:
         end_ids=tokenizer.eos_ids,
         gist=opened.gist(),
         runners=None if options.precision == "exact" else runners,
+        draft=draft_of(options.speculate, options, context),
     )
     named = known.find(opened.ref)
     recommended = {**(named.sampling if named else {}), **checkpoint.generation}

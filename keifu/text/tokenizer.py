@@ -62,6 +62,11 @@ class Tokenizer:
         """How many ids there are, added tokens included (a model's table may be larger)."""
         return int(self._rust.get_vocab_size(with_added_tokens=True))
 
+    def same_vocabulary(self, other: Tokenizer) -> bool:
+        """Whether every id means the same token in both."""
+        mine: dict[str, int] = self._rust.get_vocab(with_added_tokens=True)
+        return bool(mine == other._rust.get_vocab(with_added_tokens=True))
+
     # --- ids by name
 
     @property

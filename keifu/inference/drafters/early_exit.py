@@ -12,24 +12,35 @@ from dataclasses import replace
 
 from keifu.core.errors import KeifuError
 from keifu.inference.sequence import Sequence as Output
-from keifu.inference.speculation import Drafter, Target
+from keifu.inference.speculation import Draft, Drafter, Load, Target
 from keifu.nn.part import count
 from keifu.nn.stack import StackModule
 
 
 class EarlyExit(Drafter):
-    """Guesses by the first uses of the stack; `argument` says how many (a third of them)."""
+    """Guesses by the first `uses` of the stack; None: a third of them."""
 
-    def __init__(self, target: Target, argument: str = "") -> None:
+    def __init__(self, target: Target, uses: int | None = None) -> None:
         self.target = target
         every = len(target.model.spec.order())
-        uses = _uses(argument, every)
+        uses = max(1, every // 3) if uses is None else uses
+        if not 1 <= uses < every:
+            raise KeifuError(
+                f"early-exit:{uses} is not allowed: the first 1 to {every - 1} layers can guess"
+            )
         early = first_uses(target.model, uses)
         self.runners = target.runners(early, target.pool, target.context)
         blocks = [count(b) for b in target.model.spec.blocks]
         used = [blocks[i] for i in target.model.spec.order()]
         head = count(target.model.spec) - sum(blocks)
         self.price = (sum(used[:uses]) + head) / (sum(used) + head)
+
+    @classmethod
+    def of(cls, argument: str, load: Load) -> Draft:
+        """The argument is the number of uses."""
+        if argument and not argument.isdecimal():
+            raise KeifuError(f"early-exit:{argument} is not allowed: a number of layers goes there")
+        return lambda target: cls(target, int(argument) if argument else None)
 
     def propose(self, outputs: Sequence[Output], counts: Sequence[int]) -> None:
         """One token of all outputs in a step; what was written is forgotten again."""
@@ -64,15 +75,6 @@ def first_uses(model: StackModule, uses: int) -> StackModule:
     early = copy.copy(model)
     early.spec = replace(model.spec, uses=model.spec.order()[:uses])
     return early
-
-
-def _uses(argument: str, every: int) -> int:
-    given = argument or str(max(1, every // 3))
-    if not given.isdecimal() or not 1 <= int(given) < every:
-        raise KeifuError(
-            f"early-exit:{argument} is not allowed: the first 1 to {every - 1} layers can guess"
-        )
-    return int(given)
 
 
 drafter = EarlyExit

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
+from keifu.core.errors import KeifuError
 from keifu.inference.sequence import Sequence as Output
-from keifu.inference.speculation import Drafter, Target
+from keifu.inference.speculation import Draft, Drafter, Load
 
 SIZES = (4, 3)
 """How many last tokens must have come before: the longest row that has is followed."""
@@ -37,8 +38,15 @@ class _Index:
 class Lookup(Drafter):
     """Guesses that a text goes on as it went on before; costs next to nothing."""
 
-    def __init__(self, target: Target, argument: str = "") -> None:
+    def __init__(self) -> None:
         self._indices: WeakKeyDictionary[Output, _Index] = WeakKeyDictionary()
+
+    @classmethod
+    def of(cls, argument: str, load: Load) -> Draft:
+        """It takes no argument."""
+        if argument:
+            raise KeifuError(f"lookup:{argument} is not allowed: lookup takes no argument")
+        return lambda target: cls()
 
     def propose(self, outputs: Sequence[Output], counts: Sequence[int]) -> None:
         """What followed; past the text's end, what it would be if it went round."""
