@@ -355,8 +355,7 @@ class Engine:
         runner = next(r for r in runners or self.runners if r.takes(lengths, states))
         logits = runner.run(ids, step, states, select)
         for output, state, n in zip(outputs, states, lengths, strict=True):
-            count = self.pool.ahead if runners or output.guessed else self.pool.advance
-            count(state, n)
+            self.pool.advance(state, n, undoable=bool(runners or output.guessed))
             output.memories = {}
         return logits
 

@@ -288,15 +288,13 @@ class StatePool:
         for group, table in pairs:
             group.grow(table, end)
 
-    def advance(self, state: RequestState, tokens: int) -> None:
-        """Count `tokens` as written and let go of pages no window reaches any more."""
+    def advance(self, state: RequestState, tokens: int, *, undoable: bool = False) -> None:
+        """Count `tokens` as written; unless undoable, let go of pages no window reaches any more."""
         state.length += tokens
+        if undoable:
+            return
         for group, table in zip(self.groups, state.tables, strict=True):
             group.trim(table, state.length)
-
-    def ahead(self, state: RequestState, tokens: int) -> None:
-        """Count `tokens` as written that may be taken back: windows keep what they reached."""
-        state.length += tokens
 
     def fork(self, state: RequestState) -> RequestState:
         """A second request with the same past and memories; a partly filled page is copied."""

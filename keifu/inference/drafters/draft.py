@@ -121,7 +121,7 @@ class DraftModel(Drafter):
         ends = [offset - 1 for offset in step.offsets[1:]]
         logits = runner.run([t for text in texts for t in text], step, states, ends)
         for reader, text in zip(readers, texts, strict=True):
-            self.pool.ahead(reader.state, len(text))
+            self.pool.advance(reader.state, len(text), undoable=True)
             reader.read += text
         return _fitted(logits, self.width)
 
