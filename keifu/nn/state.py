@@ -289,7 +289,7 @@ class StatePool:
             group.grow(table, end)
 
     def advance(self, state: RequestState, tokens: int, *, undoable: bool = False) -> None:
-        """Count `tokens` as written; unless undoable, let go of pages no window reaches any more."""
+        """Count `tokens` as written; unless undoable, let go of what no window reaches."""
         state.length += tokens
         if undoable:
             return

@@ -14,7 +14,17 @@ from keifu.inference.drafters import drafters
 from keifu.inference.engine import Engine
 from keifu.inference.request import Completion, Sampling
 from keifu.inference.sequence import Sequence as Output
-from keifu.inference.speculation import MOST, Draft, Drafter, Guide, Load, Pace, Speculation, Target
+from keifu.inference.speculation import (
+    MOST,
+    WAIT,
+    Draft,
+    Drafter,
+    Guide,
+    Load,
+    Pace,
+    Speculation,
+    Target,
+)
 from keifu.nn.stack import StackModule
 from keifu.nn.state import StatePool
 from tests.inference.test_engine import byte_tokenizer
