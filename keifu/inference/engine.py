@@ -25,7 +25,7 @@ from keifu.inference.kept import Kept
 from keifu.inference.prefixes import Prefixes
 from keifu.inference.request import Sampling
 from keifu.inference.rules import Rules
-from keifu.inference.runner import Runner, TorchRunner, step_of
+from keifu.inference.runner import Fast, Runner, Ways, step_of
 from keifu.inference.sequence import Sequence as Output
 from keifu.inference.source import encode, mean_state, together
 from keifu.inference.speculation import Draft, Speculation, Target
@@ -80,7 +80,7 @@ class Engine:
         end_ids: Sequence[int] = (),
         gist: int | None = None,
         prefixes: bool = True,
-        runners: Callable[[StackModule, StatePool, int], tuple[list[Runner], str]] | None = None,
+        runners: Fast | None = None,
         draft: Draft | None = None,
     ) -> None:
         self.pair = model if isinstance(model, PairModule) else None
@@ -101,28 +101,10 @@ class Engine:
         self.context = min(context, self.pool.reach(CHUNK))
         self.source_context = min([source_context or 2**62, *self.pool.room().values()])
         self.source_vocab = source_vocab or tokenizer.vocab_size
-        self.why_plain = "not asked for"
-
-        def ways(stack: StackModule, pool: StatePool, context: int) -> list[Runner]:
-            fast: list[Runner] = []
-            if self.pair is not None:
-                self.why_plain = "attention over a source has no fast path yet"
-            elif runners is not None:
-                fast, self.why_plain = runners(stack, pool, context)
-            return [*fast, TorchRunner(stack, pool)]
-
-        self.speculation: Speculation | None = None
-        if draft is not None:
-            target = Target(
-                model=self.model,
-                tokenizer=tokenizer,
-                pool=self.pool,
-                context=self.context,
-                forward=self._forward,
-                runners=ways,
-            )
-            self.speculation = Speculation(draft(target), self.pool)
-        self.runners = ways(self.model, self.pool, self.context)
+        why = "attention over a source has no fast path yet" if self.pair else "not asked for"
+        ways = Ways(None if self.pair else runners, why)
+        self.runners, self.why_plain = ways(self.model, self.pool, self.context), ways.why
+        self.speculation = None if draft is None else self._speculation(draft, ways)
         self._queue = Admission(
             self.pool,
             parallel,
@@ -147,6 +129,11 @@ class Engine:
         self._wake = threading.Condition()
         self._stopped = False
         self._thread: threading.Thread | None = None
+
+    def _speculation(self, draft: Draft, ways: Ways) -> Speculation:
+        pool, context, forward = self.pool, self.context, self._forward
+        target = Target(self.model, self.tokenizer, pool, context, forward, ways)
+        return Speculation(draft(target), pool)
 
     def submit(
         self,
@@ -372,7 +359,8 @@ class Engine:
         logits = self._forward([output], [n], list(select))
         if scores and wanted is not None:
             output.report(start, n, logits, wanted)
-        self._store(output)
+        if not output.generated:  # what goes on is kept when it ends
+            self._store(output)
         if last:
             self._start(output, logits[-1])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -58,6 +58,28 @@ class TorchRunner:
         if logits is None:
             raise ValueError("the model has no head to generate with")
         return logits.cpu()
+
+
+Fast = Callable[[StackModule, StatePool, int], tuple[list[Runner], str]]
+"""Makes the fast runners of a stack over a pool, for a context; or says why there are none."""
+
+
+class Ways:
+    """The ways to run a stack: fast ones, where there are some, and the plain one.
+
+    Args:
+        why: why there are no fast ones where `fast` is None.
+    """
+
+    def __init__(self, fast: Fast | None, why: str) -> None:
+        self._fast, self.why = fast, why
+
+    def __call__(self, model: StackModule, pool: StatePool, context: int) -> list[Runner]:
+        """The runners of a stack, in the order in which they are tried."""
+        found: list[Runner] = []
+        if self._fast is not None:
+            found, self.why = self._fast(model, pool, context)
+        return [*found, TorchRunner(model, pool)]
 
 
 def step_of(

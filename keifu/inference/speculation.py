@@ -15,14 +15,14 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from keifu.inference.request import Delta
-from keifu.inference.runner import Runner
+from keifu.inference.runner import Runner, Ways
 from keifu.inference.sequence import Sequence as Output
 from keifu.nn.pages import OutOfState
 from keifu.nn.stack import StackModule
@@ -54,8 +54,7 @@ class Forward(Protocol):
         """Logits (len(select), vocab); with guesses or `runners`, what was read can be undone."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Target:
+class Target(NamedTuple):
     """The model that is guessed for."""
 
     model: StackModule
@@ -63,8 +62,7 @@ class Target:
     pool: StatePool
     context: int
     forward: Forward
-    runners: Callable[[StackModule, StatePool, int], list[Runner]]
-    """The ways to run a stack over a pool, for a context."""
+    ways: Ways
 
 
 @dataclass(frozen=True, kw_only=True)

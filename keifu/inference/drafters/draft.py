@@ -45,7 +45,7 @@ class DraftModel(Drafter):
             )
         self.pool, self.context, self.compute = guide.pool, guide.context, guide.compute
         self.width = _width(target.model)
-        self.runners = target.runners(guide.model, guide.pool, guide.context)
+        self.runners = target.ways(guide.model, guide.pool, guide.context)
         self.price = count(guide.model.spec) / count(target.model.spec)
         self._readers: WeakKeyDictionary[Output, _Reader] = WeakKeyDictionary()
 

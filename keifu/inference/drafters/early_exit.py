@@ -29,7 +29,7 @@ class EarlyExit(Drafter):
                 f"early-exit:{uses} is not allowed: the first 1 to {every - 1} layers can guess"
             )
         early = first_uses(target.model, uses)
-        self.runners = target.runners(early, target.pool, target.context)
+        self.runners = target.ways(early, target.pool, target.context)
         blocks = [count(b) for b in target.model.spec.blocks]
         used = [blocks[i] for i in target.model.spec.order()]
         head = count(target.model.spec) - sum(blocks)
