@@ -104,7 +104,8 @@ class Engine:
         why = "attention over a source has no fast path yet" if self.pair else "not asked for"
         ways = Ways(None if self.pair else runners, why)
         self.runners, self.why_plain = ways(self.model, self.pool, self.context), ways.why
-        self.speculation = None if draft is None else self._speculation(draft, ways)
+        target = Target(self.model, tokenizer, self.pool, self.context, self._forward, ways)
+        self.speculation = None if draft is None else Speculation(draft(target), self.pool)
         self._queue = Admission(
             self.pool,
             parallel,
@@ -129,11 +130,6 @@ class Engine:
         self._wake = threading.Condition()
         self._stopped = False
         self._thread: threading.Thread | None = None
-
-    def _speculation(self, draft: Draft, ways: Ways) -> Speculation:
-        pool, context, forward = self.pool, self.context, self._forward
-        target = Target(self.model, self.tokenizer, pool, context, forward, ways)
-        return Speculation(draft(target), pool)
 
     def submit(
         self,
@@ -325,10 +321,7 @@ class Engine:
         *,
         runners: Sequence[Runner] | None = None,
     ) -> Tensor:
-        """Run the next `lengths` tokens of each output; logits (len(select), vocab).
-
-        Tokens that were guessed, and what other `runners` read, may be taken back afterwards.
-        """
+        """Run the next `lengths` tokens, own and guessed, of each; logits (len(select), vocab)."""
         states = [o.state for o in outputs if o.state is not None]
         ids: list[int] = []
         for output, state, n in zip(outputs, states, lengths, strict=True):
