@@ -8,7 +8,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import accuracy, embed, experts, mamba, startup, streams, vectors
+from benchmarks import (
+    accuracy,
+    constrain,
+    embed,
+    experts,
+    mamba,
+    startup,
+    streams,
+    vectors,
+)
 from keifu.checkpoints.store import pull
 from keifu.cli.bench import drawn
 from keifu.core import machine
@@ -69,6 +78,7 @@ def main() -> None:
         "streams": streams.measure,
         "startup": startup.measure,
         "accuracy": accuracy.measure,
+        "constrain": constrain.measure,
         "vectors": vectors.measure,
         "embed": embed.measure,
         "mamba": mamba.measure,

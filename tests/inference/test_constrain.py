@@ -168,11 +168,11 @@ def test_a_preempted_output_goes_on_in_its_grammar(model: StackModule) -> None:
         dropped: list[object] = []
         drop = made._queue.drop
 
-        def noted(output: Any) -> None:
+        def noted(output: Any, **how: Any) -> None:
             dropped.append(output)
-            drop(output)
+            drop(output, **how)
 
-        made._queue.drop = noted  # type: ignore[method-assign]
+        made._queue.drop = noted  # type: ignore[method-assign, assignment]
         streams = [made.submit([1, 2, 3], s) for s in sampling]
         together = [s.result().text for s in streams]
         alone = [made.submit([1, 2, 3], s).result().text for s in sampling]
