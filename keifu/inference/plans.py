@@ -231,7 +231,10 @@ class Plan:
             coarse=positions < np.array(step.coarse)[owners] if any(step.coarse) else None,
             chosen=np.asarray(select, dtype=np.int32),
             slots=_slots(states) if self.pool.fixed else None,
-            tables=[_table(states, g) for g in range(len(self.pool.groups))],
+            tables=[
+                _table(states, i, -(-group.sinks // group.page))
+                for i, group in enumerate(self.pool.groups)
+            ],
         )
         return self.program.view(self._out, len(select))
 
@@ -257,13 +260,14 @@ def _slots(states: Sequence[RequestState]) -> Ints:
     return np.array([state.slot for state in states], dtype=np.int32)
 
 
-def _table(states: Sequence[RequestState], group: int) -> Ints:
-    """Page numbers (requests, pages); a page that a window has let go is never looked at."""
-    rows = [state.tables[group].pages for state in states]
-    table = np.zeros((len(rows), max(map(len, rows))), dtype=np.int32)
-    for i, pages in enumerate(rows):
-        table[i, : len(pages)] = [p or 0 for p in pages]
-    return table
+def _table(states: Sequence[RequestState], group: int, sinks: int) -> Ints:
+    """Page numbers (requests, pages); what a window has let go is never looked at, nor copied."""
+    tables = [state.tables[group] for state in states]
+    made = np.zeros((len(tables), max(len(t.pages) for t in tables)), dtype=np.int32)
+    for row, table in zip(made, tables, strict=True):
+        for first, last in ((0, min(sinks, table.gone)), (table.gone, len(table.pages))):
+            row[first:last] = [page or 0 for page in table.pages[first:last]]
+    return made
 
 
 def runners(model: StackModule, pool: StatePool, context: int) -> tuple[list[Runner], str]:
