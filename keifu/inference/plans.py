@@ -265,8 +265,8 @@ def _table(states: Sequence[RequestState], group: int, sinks: int) -> Ints:
     tables = [state.tables[group] for state in states]
     made = np.zeros((len(tables), max(len(t.pages) for t in tables)), dtype=np.int32)
     for row, table in zip(made, tables, strict=True):
-        for first, last in ((0, min(sinks, table.gone)), (table.gone, len(table.pages))):
-            row[first:last] = [page or 0 for page in table.pages[first:last]]
+        for start, end in ((0, min(sinks, table.gone)), (table.gone, len(table.pages))):
+            row[start:end] = [page or 0 for page in table.pages[start:end]]
     return made
 
 
