@@ -31,7 +31,6 @@ class Griffin(Gemma):
     """Configuration; defaults are RecurrentGemmaConfig's, not those of a published model."""
 
     unlimited: ClassVar[bool] = True
-
     width: int = 2560
     hidden: int = 3840
     depth: int = 26
@@ -52,10 +51,9 @@ class Griffin(Gemma):
         keys={"inner": "lru_width", "pattern": "block_types", "window": "attention_window_size",
               "kernel": "conv1d_width", "cap": "logits_soft_cap"},
         extra=(Act(key="hidden_activation"), Rope(fraction="rotary"),
-               Twice(key="intermediate_size", ours="hidden")),
+               Twice(key="intermediate_size", ours="hidden")), tasks=("generate",),
         fixed={"embeddings_scale_by_sqrt_dim": True}, aliases={"_block_types": "block_types"},
         ignore=frozenset({"w_init_variance_scale", "final_w_init_variance_scale"}),
-        tasks=("generate",),
     )  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -64,8 +62,12 @@ class Griffin(Gemma):
         super().__post_init__()
 
     def check(self) -> None:
-        """Known mixers; heads that divide the recurrence."""
+        """Known mixers; heads that divide the recurrence and share the width."""
         super().check()
+        if self.head_width != self.width // self.heads:
+            raise ConfigError(
+                f"head_dim={self.head_width} is not {self.width} / {self.heads} heads"
+            )
         if not self.pattern or set(self.pattern) - {"recurrent", "attention"}:
             raise ConfigError(f"block_types={list(self.pattern)}; known: recurrent, attention")
         if not self.inner or self.inner % self.heads:

@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import RecurrentGemmaConfig, RecurrentGemmaForCausalLM
+from transformers import DynamicCache, RecurrentGemmaConfig, RecurrentGemmaForCausalLM
 
 from keifu.core.errors import ConfigError
 from keifu.families.griffin import Griffin
 from keifu.inference.engine import Engine
+from keifu.inference.plans import runners
 from keifu.inference.request import Sampling
-from keifu.inference.runner import step_of
+from keifu.inference.runner import TorchRunner, step_of
 from keifu.nn.part import count
 from keifu.nn.stack import StackModule
 from keifu.nn.state import Fixed, PerToken, StatePool, state_bytes
@@ -45,6 +46,35 @@ SMALL: dict[str, Any] = {
 def test_parity(option: dict[str, Any], tmp_path: Path) -> None:
     theirs = RecurrentGemmaForCausalLM(RecurrentGemmaConfig(**{**SMALL, **option}))
     both_ways(Griffin, theirs, tmp_path / "m")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("planned", [True, False], ids=["plan", "parts"])
+def test_each_token_read_alone_is_theirs(planned: bool) -> None:
+    """Sixty-four tokens, far beyond the window of 5, against their whole and their cached forward.
+
+    Their cache is passed in: RecurrentGemma returns none, and without one it starts anew each time.
+    """
+    config = RecurrentGemmaConfig(**SMALL, num_key_value_heads=1, logits_soft_cap=4.0)
+    theirs = RecurrentGemmaForCausalLM(config).eval()
+    randomise(theirs)
+    family = Griffin.from_hf(json.loads(config.to_json_string(use_diff=False)))
+    ours = converted(family, theirs)
+    pool = StatePool(ours.spec.entries(), budget=1 << 22, slots=1)
+    fast, _ = runners(ours, pool, 96)
+    assert fast or not planned
+    runner = fast[0] if planned else TorchRunner(ours, pool)
+    ids = torch.randint(96, (1, 64), generator=torch.Generator().manual_seed(5))
+    whole = theirs(ids, use_cache=False).logits[0]
+    state, cache = pool.open(), DynamicCache(config=config)
+    for at, token in enumerate(ids[0].tolist()):
+        pool.reserve(state, 1)
+        step = step_of([state], [1], [96], torch.device("cpu"))
+        logits = runner.run([token], step, [state], [0])[0]
+        pool.advance(state, 1)
+        alone = theirs(ids[:, at : at + 1], past_key_values=cache, use_cache=True).logits[0, 0]
+        torch.testing.assert_close(logits, whole[at], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(alone, whole[at], atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()
@@ -87,6 +117,8 @@ def test_configurations_that_contradict_themselves() -> None:
         Griffin.from_hf({"block_types": ["recurrent", "mamba"]})
     with pytest.raises(ConfigError, match="lru_width=30 is no multiple of 4 heads"):
         Griffin.from_hf({**SMALL, "lru_width": 30})
+    with pytest.raises(ConfigError, match="head_dim=16 is not 32 / 4 heads"):
+        Griffin.from_hf({**SMALL, "head_dim": 16})
     with pytest.raises(ConfigError, match="embeddings_scale_by_sqrt_dim=False"):
         Griffin.from_hf({**SMALL, "embeddings_scale_by_sqrt_dim": False})
     older = Griffin.from_hf({**SMALL, "_block_types": ["attention"], "partial_rotary_factor": 0.5})
