@@ -31,6 +31,7 @@ class Griffin(Gemma):
     """Configuration; defaults are RecurrentGemmaConfig's, not those of a published model."""
 
     unlimited: ClassVar[bool] = True
+
     width: int = 2560
     hidden: int = 3840
     depth: int = 26
@@ -65,9 +66,7 @@ class Griffin(Gemma):
         """Known mixers; heads that divide the recurrence and share the width."""
         super().check()
         if self.head_width != self.width // self.heads:
-            raise ConfigError(
-                f"head_dim={self.head_width} is not {self.width} / {self.heads} heads"
-            )
+            raise ConfigError(f"head_dim={self.head_width} is not {self.width} / {self.heads}")
         if not self.pattern or set(self.pattern) - {"recurrent", "attention"}:
             raise ConfigError(f"block_types={list(self.pattern)}; known: recurrent, attention")
         if not self.inner or self.inner % self.heads:
@@ -109,14 +108,13 @@ class Griffin(Gemma):
             f"{layer}.mlp_block.down_proj.{{p}}": f"{ours}.mlp.down.{{p}}",
             "model.final_norm.{p}": "norm.{p}",
         }
-        taps = rules({f"{theirs}.conv_1d.weight": f"{mixer}.conv.weight"}, OneChannel())
-        return super().names().replaced((*rules(table), *taps))
+        taps = {f"{theirs}.conv_1d.weight": f"{mixer}.conv.weight"}
+        return super().names().replaced((*rules(table), *rules(taps, OneChannel())))
 
     @classmethod
     def tiny(cls) -> Self:
         """Both mixers, a recurrence wider than the stream, keys shared by all heads."""
-        sizes = {"vocab": 96, "width": 32, "hidden": 48, "depth": 3, "heads": 4, "inner": 40}
-        return cls(**sizes, kv_heads=1, window=5)  # type: ignore[arg-type]
+        return cls(vocab=96, width=32, hidden=48, depth=3, heads=4, inner=40, kv_heads=1, window=5)
 
 
 family = Griffin
