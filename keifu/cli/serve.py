@@ -7,7 +7,8 @@ import logging
 import os
 import re
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 from keifu.cli.model import DEFAULT, REMOTE, ModelOptions
@@ -16,7 +17,8 @@ from keifu.core.errors import KeifuError
 
 if TYPE_CHECKING:
     from keifu.lm.base import LM
-    from keifu.server.settings import Access
+    from keifu.server.endpoint import Service
+    from keifu.server.settings import Access, Limits
 
 _UNITS = {"": 1, "B": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
@@ -43,6 +45,8 @@ class Offer:
     """Memory for running requests, as 2GB or 512MiB"""
     parallel: int = field(default=4, metadata={"option": Option(min=1, max=256)})
     """Requests that run at once"""
+    replicas: int = field(default=1, metadata={"option": Option(min=1, max=256)})
+    """Engine processes behind the address, by Ray Serve; each has all the limits to itself"""
     queue: int = field(default=64, metadata={"option": Option(min=0, max=100_000)})
     """Requests that may wait beyond those; one more is told to come again"""
     threads: int | None = field(default=None, metadata={"option": Option(min=1, max=1024)})
@@ -131,8 +135,7 @@ def command(
     missing = [module for module in needed if not importlib.util.find_spec(module)]
     if missing:
         raise KeifuError(f"serving needs {', '.join(missing)}: pip install 'keifu[serve]'")
-    from keifu.server.app import service
-    from keifu.server.models import Models, offers, quiet_heap
+    from keifu.server.models import offers
     from keifu.server.run import greeting, listen, serve
     from keifu.server.settings import Limits
 
@@ -141,15 +144,33 @@ def command(
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     access = door.access()
     offered = offers(offer.model, offer.alias)
-    shared = service(
-        Models(offered, offer.load, offer.idle_unload, quiet_heap),
-        limits=Limits(parallel=offer.parallel, queue=offer.queue, deadline=deadline),
-        access=access,
-        strict=strict,
-    )
+    limits = Limits(parallel=offer.parallel, queue=offer.queue, deadline=deadline)
     bound = listen(door.host, door.port)
-    print(greeting(bound, offered[0].id, access.key is not None), flush=True)
-    serve(bound, shared)
+    hello = greeting(bound, offered[0].id, access.key is not None)
+    if offer.replicas == 1:
+        print(hello, flush=True)
+        serve(bound, _service(offer, limits, access, strict))
+        return
+    from keifu.server.replicas import Fleet, serve_replicas
+
+    host, port = bound.getsockname()[:2]
+    bound.close()  # Ray's proxy listens there instead
+    cores = offer.threads or max(1, (os.cpu_count() or 1) // offer.replicas)
+    make = partial(_service, replace(offer, threads=cores), limits, access, strict)
+    fleet = Fleet(
+        replicas=offer.replicas, host=host, port=port, make=make, limits=limits, cores=cores
+    )
+    serve_replicas(fleet, hello)
+
+
+def _service(offer: Offer, limits: Limits, access: Access, strict: bool) -> Service:
+    """What one process serves."""
+    from keifu.server.app import service
+    from keifu.server.models import Models, offers, quiet_heap
+
+    offered = offers(offer.model, offer.alias)
+    models = Models(offered, offer.load, offer.idle_unload, quiet_heap)
+    return service(models, limits=limits, access=access, strict=strict)
 
 
 def size(text: str) -> int:
