@@ -46,7 +46,9 @@ class Fleet:
 class Replica:
     """One engine process: it counts as ready once its first model is loaded."""
 
-    async def __init__(self, make: Callable[[], Service]) -> None:
+    async def __init__(  # type: ignore[misc]  # Ray awaits it
+        self, make: Callable[[], Service]
+    ) -> None:
         shared = make()
         await shared.models.start()
         if shared.models.failure is not None:
@@ -130,7 +132,7 @@ def deployed(fleet: Fleet) -> Iterator[None]:
         finally:
             if APP in serve.status().applications:
                 serve.delete(APP)  # drains: the proxy stays until nothing runs any more
-            serve.shutdown()
+            serve.shutdown()  # type: ignore[no-untyped-call]
 
 
 def _reason(text: str) -> str:
@@ -166,7 +168,7 @@ def _cluster(fleet: Fleet) -> Iterator[dict[str, float]]:
             folder = tempfile.mkdtemp(prefix="keifu-")
             cores = max(os.cpu_count() or 1, fleet.replicas * fleet.cores)
             ray.init("local", num_cpus=cores, include_dashboard=False, _temp_dir=folder, **common)
-        yield ray.cluster_resources()
+        yield ray.cluster_resources()  # type: ignore[no-untyped-call]
     finally:
         ray.shutdown()
         if folder is not None:

@@ -23,6 +23,8 @@ from tests.families.parity import same_logits, tokens
 from tests.families.test_convert import folder
 from tests.gguf_builder import tiny_llama
 
+WHOLE = {"mpt": {"ratio": 2, "qk_norm": False}}
+"""Options that transformers' own configurations insist on: MPT's ratio is whole."""
 QUICK = ("bloom", "gemma3", "gpt-2", "llama", "mamba", "qwen3-moe")
 NAMES = [
     pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
@@ -40,7 +42,7 @@ def held(path: Path) -> dict[str, list[int]]:
 @torch.no_grad()
 @pytest.mark.parametrize("name", NAMES)
 def test_a_folder_for_vllm_is_what_transformers_expects(name: str, tmp_path: Path) -> None:
-    source = folder(tmp_path / "source", name)
+    source = folder(tmp_path / "source", name, **WHOLE.get(name, {}))
     made = export(source, tmp_path / "made", "vllm")
     config = AutoConfig.from_pretrained(tmp_path / "made")
     assert config.architectures == [families[name].fields.architecture]

@@ -76,6 +76,17 @@ def stream(url: str) -> tuple[str, int]:
     return lines[-1], len(lines)
 
 
+def broken(url: str, processes: dict[str, int]) -> None:
+    """A stream whose replica is killed after a few lines."""
+    body = BODY | {"stream": True}
+    with httpx.stream(
+        "POST", f"{url}/v1/chat/completions", json=body, trust_env=False, timeout=30
+    ) as cut:
+        for count, _ in enumerate(cut.iter_lines()):
+            if count == 4:
+                os.kill(processes[cut.headers["x-replica"]], signal.SIGKILL)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_two_replicas(house: tuple[subprocess.Popen[str], str, Path]) -> None:
@@ -100,17 +111,9 @@ def test_two_replicas(house: tuple[subprocess.Popen[str], str, Path]) -> None:
     assert set(codes) == {200, 429}
     assert len({a.headers["x-replica"] for a in answers}) == 2
 
-    body, began = BODY | {"stream": True}, 0.0
-    with (
-        pytest.raises(httpx.RemoteProtocolError),
-        httpx.stream(
-            "POST", f"{url}/v1/chat/completions", json=body, trust_env=False, timeout=30
-        ) as cut,
-    ):
-        for count, _ in enumerate(cut.iter_lines()):
-            if count == 4:
-                began = time.monotonic()
-                os.kill(before[cut.headers["x-replica"]], signal.SIGKILL)
+    began = time.monotonic()
+    with pytest.raises(httpx.RemoteProtocolError):
+        broken(url, before)
     assert time.monotonic() - began < 15
     after = replicas(url)
     assert len(after) == 2
