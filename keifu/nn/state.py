@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from keifu.core.errors import KeifuError
+from keifu.nn.handles import UseHandle
 from keifu.nn.memory import Held, MemoryGroup
 from keifu.nn.pages import OutOfState, PageGroup, PageTable, most_held
 
@@ -206,6 +207,12 @@ class StatePool:
         """Which group of pages holds a per-token entry of a use."""
         return self._where[use, name]
 
+    def memory_of(self, use: int, name: str) -> tuple[str, Key]:
+        """The source of a memory's entry of a use, and under what it is kept."""
+        entry = self.entries[use][name]
+        assert isinstance(entry, Memory)
+        return entry.source, _key(use, name, entry)
+
     @property
     def token_bytes(self) -> int:
         """Bytes that one more token of one request takes."""
@@ -356,44 +363,4 @@ class StatePool:
         """
         if any(state.pool is not self for state in states):
             raise KeifuError("a request's state is of another model: open it in this model's pool")
-        return [_UseHandle(self, use, states, lengths) for use in range(len(self.entries))]
-
-
-class _UseHandle:
-    """A use's view of the pool for one step."""
-
-    def __init__(
-        self, pool: StatePool, use: int, states: Sequence[RequestState], lengths: Sequence[int]
-    ) -> None:
-        self._pool, self._use, self._states, self._lengths = pool, use, states, lengths
-
-    def append(self, name: str, new: Tensor) -> None:
-        group = self._pool.groups[self._pool._where[self._use, name]]
-        index = self._pool._where[self._use, name]
-        start = 0
-        for state, n in zip(self._states, self._lengths, strict=True):
-            row = new[start : start + n]
-            group.write(self._use, name, state.tables[index], state.length, row)
-            start += n
-
-    def read(self, name: str, row: int) -> tuple[Tensor, Tensor]:
-        index = self._pool._where[self._use, name]
-        state = self._states[row]
-        end = state.length + self._lengths[row]
-        group = self._pool.groups[index]
-        return group.read(self._use, name, state.tables[index], state.length, end)
-
-    def get(self, name: str) -> Tensor:
-        return self._pool.fixed[self._use, name][[s.slot for s in self._states]]
-
-    def set(self, name: str, value: Tensor) -> None:
-        tensor = self._pool.fixed[self._use, name]
-        tensor[[s.slot for s in self._states]] = value.to(tensor.dtype)
-
-    def memory(self, name: str, row: int, make: Callable[[], Tensor]) -> Tensor:
-        entry = self._pool.entries[self._use][name]
-        assert isinstance(entry, Memory)
-        held = self._states[row].memories.get(entry.source)
-        if held is None:
-            raise ValueError(f"the request was opened without its memory {entry.source!r}")
-        return self._pool.memories[entry.source].read(*_key(self._use, name, entry), held, make)
+        return [UseHandle(self, use, states, lengths) for use in range(len(self.entries))]
