@@ -14,6 +14,7 @@ from benchmarks import (
     embed,
     experts,
     mamba,
+    prefix,
     startup,
     streams,
     vectors,
@@ -83,6 +84,7 @@ def main() -> None:
         "embed": embed.measure,
         "mamba": mamba.measure,
         "experts": experts.measure,
+        "prefix": prefix.measure,
     }
     own = {"vectors", "embed", "experts", "mamba"}
     """Those that do not run the model that is asked for, but their own."""

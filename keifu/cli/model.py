@@ -41,6 +41,10 @@ class ModelOptions:
     """Let each head of an encoder-decoder read so many places of a source of any length"""
     speculate: str = "none"
     """Guess tokens ahead: none, lookup, draft:MODEL, early-exit[:LAYERS]; the output is the same"""
+    no_prefix_cache: bool = False
+    """Read every text from its beginning, also what begins like an earlier one"""
+    deterministic: bool = False
+    """Compute the same to the last bit whatever else runs (slower)"""
     offline: bool = False
     """Never use the network"""
 
@@ -87,6 +91,8 @@ def load(options: ModelOptions, **more: Any) -> LM:
         experts=None if options.experts == "resident" else options.experts,
         retrieve=options.retrieve,
         speculate=None if options.speculate == "none" else options.speculate,
+        prefixes=False if options.no_prefix_cache else None,
+        deterministic=options.deterministic or None,
         **more,
     )
 

@@ -51,6 +51,10 @@ class Offer:
     """Requests that may wait beyond those; one more is told to come again"""
     threads: int | None = field(default=None, metadata={"option": Option(min=1, max=1024)})
     """Threads to compute with"""
+    no_prefix_cache: bool = False
+    """Read every text from its beginning, also what begins like an earlier one"""
+    deterministic: bool = False
+    """Compute the same to the last bit whatever else runs (slower: one request a step)"""
     idle_unload: float | None = field(default=None, metadata={"option": Option(min=0)})
     """Free a model after so many seconds without work"""
     offline: bool = False
@@ -83,6 +87,8 @@ class Offer:
             threads=self.threads,
             max_memory=self.memory(),
             parallel=self.parallel,
+            prefixes=False if self.no_prefix_cache else None,
+            deterministic=self.deterministic or None,
         )
 
 

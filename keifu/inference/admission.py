@@ -13,9 +13,16 @@ from keifu.inference.sequence import Sequence as Output
 from keifu.nn.pages import OutOfState
 from keifu.nn.state import RequestState, StatePool
 
+PATIENCE = 64
+"""Later ones let in before an output that waits; after so many it is the next itself."""
+
 
 class Admission:
     """The outputs of all requests.
+
+    Of those that wait, the lowest priority number is the next, then those that ran before, then
+    whose owner (`cache_salt`) was let in longest ago, then who came first. The next one waits for
+    room, and nobody passes it meanwhile: a large request is not starved by small ones.
 
     Args:
         parallel: requests that run at once.
@@ -34,6 +41,9 @@ class Admission:
         self.waiting: deque[Output] = deque()
         self.running: list[Output] = []
         self.searches: list[Beams] = []
+        self._turns: dict[str, int] = {}
+        """When each owner with outputs here was last let in, by count."""
+        self._turn = 0
 
     def __bool__(self) -> bool:
         return bool(self.waiting or self.running or self.searches)
@@ -43,10 +53,31 @@ class Admission:
         yield from (o for o in self.running if o.unread)
         yield from (s.first for s in self.searches if s.first.unread)
 
+    def _next(self) -> Output:
+        """Who of those that wait has the next turn."""
+
+        def order(output: Output) -> tuple[bool, int, bool, int]:
+            turn, sampling = output.started == 0, output.job.sampling
+            owner = self._turns.get(sampling.cache_salt, 0)
+            return output.passed < PATIENCE, sampling.priority, turn, owner
+
+        # A copy: others add to it meanwhile. Of equals, the first.
+        return min(list(self.waiting), key=order)
+
+    def _leave(self, output: Output) -> None:
+        """Take the next one out of those that wait; those who came before it have been passed."""
+        self.waiting.remove(output)
+        self._turn += 1
+        self._turns[output.job.sampling.cache_salt] = self._turn
+        if len(self._turns) > 4096:
+            self._turns = dict(sorted(self._turns.items(), key=lambda t: t[1])[2048:])
+        for other in list(self.waiting):
+            other.passed += other.job.arrived < output.job.arrived
+
     def admit(self) -> None:
         """Let in what fits, in order."""
         while self.waiting and len(self.running) + len(self.searches) < self.parallel:
-            output = self.waiting[0]
+            output = self._next()
             if output.postponed and (self.running or self.searches):
                 return  # let in now, two searches would take turns at failing
             if output.pending > self.pool.free_tokens and self.running:
@@ -56,15 +87,15 @@ class Admission:
             except OutOfState as full:  # others hold all slots, pages or the memories' places
                 if self.running or self.searches:
                     return
-                self.waiting.popleft()
+                self._leave(output)
                 self.fail(output, full)
                 continue
             except KeifuError as gone:
-                self.waiting.popleft()
+                self._leave(output)
                 self.fail(output, gone)
                 continue
             output.memories = output.job.memories
-            self.waiting.popleft()
+            self._leave(output)
             if not output.started:
                 output.started = time.monotonic()
             if output.job.sampling.beams > 1:
@@ -82,19 +113,18 @@ class Admission:
         return self.pool.fork(past.state)
 
     def reserve(self, outputs: list[Output], count: Callable[[Output], int]) -> None:
-        """Make room for a step, preempting the youngest others where there is none."""
+        """Make room for a step; where there is none, the youngest of the least urgent gives way."""
         for output in outputs:
             while output in self.running and output.state is not None:
                 try:
                     self.pool.reserve(output.state, count(output))
                     break
                 except OutOfState:
-                    others = [o for o in self.running if o is not output]
-                    if not others:
+                    if self.running == [output]:
                         raise
-                    youngest = max(others, key=lambda o: o.job.arrived)
-                    self.drop(youngest)
-                    self.waiting.appendleft(youngest)
+                    last = max(self.running, key=lambda o: (o.job.sampling.priority, o.job.arrived))
+                    self.drop(last)
+                    self.waiting.appendleft(last)
 
     def drop(self, output: Output, *, store: bool = True) -> None:
         """Take an output out of the running ones and give its state back."""

@@ -40,6 +40,8 @@ CHUNK = 512
 """Prompt tokens a request reads at once; fixed, so that results do not depend on the load."""
 SCORED = 128
 """The same where every position's logits are wanted: bounds their memory."""
+ALONE = 64
+"""The same of a deterministic engine, whose requests share what they read in whole chunks."""
 _WRITTEN = torch.zeros(0)
 """Stands in a step for a memory of which all that is kept was written before."""
 
@@ -59,6 +61,7 @@ class Engine:
         dtype: of per-token state, and what branches compute in (the residual stays float32).
         gist: the id of the gist token, where the model has one.
         prefixes: whether requests share what was read of texts that begin alike.
+        deterministic: whether a request's last bits are the same whatever else runs: it runs alone.
         runners: fast paths, tried in order before the plain one.
         draft: makes what guesses tokens ahead; the outputs are the same with and without.
     """
@@ -80,6 +83,7 @@ class Engine:
         end_ids: Sequence[int] = (),
         gist: int | None = None,
         prefixes: bool = True,
+        deterministic: bool = False,
         runners: Fast | None = None,
         draft: Draft | None = None,
     ) -> None:
@@ -106,13 +110,14 @@ class Engine:
         self.runners, self.why_plain = ways(self.model, self.pool, self.context), ways.why
         target = Target(self.model, tokenizer, self.pool, self.context, self._forward, ways)
         self.speculation = None if draft is None else Speculation(draft(target), self.pool)
+        self.deterministic, by = deterministic, ALONE if deterministic else None
+        self.prefixes = Prefixes(model.spec, self.pool, by=by, on=prefixes)
         self._queue = Admission(
             self.pool,
             parallel,
             lambda output: Beams(output, self.pool, self._forward),
-            self._store,
+            self.prefixes.store,
         )
-        self.prefixes = Prefixes(model.spec, self.pool) if prefixes else None
         self.grammars = Grammars(tokenizer, self.end_ids)
         self.intake = Intake(
             grammars=self.grammars,
@@ -254,12 +259,11 @@ class Engine:
         self._encode()
         for output in [o for o in queue.running if o.pending > 1 or o.generated == 0]:
             if output in queue.running and not output.unread:
-                if self.prefixes:
-                    self.prefixes.begin(output)
+                self.prefixes.begin(output)
                 self._guard([output], self._prefill)
         ready = [o for o in queue.running if o.pending == 1 and o.generated > 0]
-        if ready:
-            self._guard(ready, self._decode)
+        for outputs in [[o] for o in ready] if self.deterministic else [ready] if ready else []:
+            self._guard(outputs, self._decode)
         for search in list(queue.searches):
             try:
                 done = search.step()
@@ -274,7 +278,7 @@ class Engine:
 
     def _encode(self) -> None:
         """Encode waiting sources; where several fail together, each on its own."""
-        outputs = together(self._queue.unread())
+        outputs = together(self._queue.unread())[: 1 if self.deterministic else None]
         if not outputs or self.pair is None:
             return
         try:
@@ -304,14 +308,13 @@ class Engine:
     def _count(self, output: Output) -> int:
         """Tokens that an output reads in its next step: up to the next multiple of the chunk."""
         scored = output.job.sampling.prompt_logprobs is not None
-        chunk = SCORED if scored else CHUNK
+        chunk = ALONE if self.deterministic else SCORED if scored else CHUNK
         length = output.state.length if output.state else 0
         end = output.branch if output.branch > length else 2**62
-        return min(output.pending, chunk - length % chunk, end - length)
-
-    def _store(self, output: Output) -> None:
-        if self.prefixes:
-            self.prefixes.store(output)
+        left = output.pending
+        if self.deterministic:  # what was generated is read again as it was made, one by one
+            left = max(len(output.job.prompt) - output.read, 1)
+        return min(left, chunk - length % chunk, end - length)
 
     def _forward(
         self,
@@ -330,7 +333,7 @@ class Engine:
         names = {name for o in outputs for name in o.memories}
         memories = {n: tuple(o.memories.get(n, _WRITTEN) for o in outputs) for n in names}
         marks = () if self.pair else tuple(o.job.landmarks for o in outputs)
-        coarse = tuple(o.job.coarse for o in outputs)
+        coarse = () if self.deterministic else tuple(o.job.coarse for o in outputs)
         step = step_of(states, lengths, limits, self.device, self.compute, memories, marks, coarse)
         runner = next(r for r in runners or self.runners if r.takes(lengths, states))
         logits = runner.run(ids, step, states, select)
@@ -353,7 +356,7 @@ class Engine:
         if scores and wanted is not None:
             output.report(start, n, logits, wanted)
         if not output.generated:  # what goes on is kept when it ends
-            self._store(output)
+            self.prefixes.store(output)
         if last:
             self._start(output, logits[-1])
 

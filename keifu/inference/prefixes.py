@@ -25,14 +25,17 @@ class Prefixes:
     Args:
         by: what is shared ends at a multiple of so many tokens of a prompt; None: anywhere, in
             outputs too.
+        on: whether anything is shared at all.
     """
 
-    def __init__(self, spec: Part, pool: StatePool, *, by: int | None = None) -> None:
+    def __init__(
+        self, spec: Part, pool: StatePool, *, by: int | None = None, on: bool = True
+    ) -> None:
         values = list(_values(spec))
         self._by, self._scaled = by, any(isinstance(v, Scaling) and v.by_length for v in values)
         ahead = any(isinstance(v, Mask) and v.given(UNMARKED).ahead for v in values)
         # What a token that sees later ones leaves behind depends on how its text goes on.
-        self.tree = None if ahead or pool.memories else PrefixTree(pool)
+        self.tree = PrefixTree(pool) if on and not (ahead or pool.memories) else None
 
     def begin(self, output: Output) -> None:
         """Give a new output the state of what was read before, all but its last token."""
@@ -53,7 +56,8 @@ class Prefixes:
         state, job, key = output.state, output.job, self._key(output.job)
         if self.tree is None or state is None or key is None or first(state):
             return
-        most = state.length
+        # Where it has chosen tokens, the last one is not read; a wrong guess may stand there.
+        most = min(state.length, len(output.tokens) - (output.generated > 0))
         if self._by is not None:
             most = min(most, len(job.prompt)) // self._by * self._by
         self.tree.store(state, key, output.tokens, most)

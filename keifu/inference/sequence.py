@@ -97,6 +97,8 @@ class Sequence:
         self.started = self.first = 0.0
         self.branch = 0
         """Where others went on differently: recurrent state is kept there."""
+        self.passed = 0
+        """Those that came later and were let in while it waited."""
         self.postponed = False
         """Whether it found no room beside others, and so waits until they have left."""
         hide = not job.sampling.show_special
@@ -123,9 +125,14 @@ class Sequence:
         return self.job.offset + len(self.tokens)
 
     @property
+    def read(self) -> int:
+        """Tokens that the model has read, of its own and not of its past."""
+        return self.state.length - self.job.offset if self.state else 0
+
+    @property
     def pending(self) -> int:
         """Tokens that the model has not read yet."""
-        return self.length - (self.state.length if self.state else self.job.offset)
+        return len(self.tokens) - self.read
 
     @property
     def unread(self) -> bool:

@@ -56,6 +56,8 @@ _EXTENDED = {
     "include_stop": "include_stop_str_in_output",
     "ignore_eos": "ignore_eos",
     "min_tokens": "min_tokens",
+    "priority": "priority",
+    "cache_salt": "cache_salt",
 }
 _FINISH: dict[str, FinishReason] = {
     "stop": "stop",

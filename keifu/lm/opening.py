@@ -80,6 +80,10 @@ class LocalOptions:
     speculate: str = "none"
     """What guesses tokens ahead: "none", "lookup", "draft:MODEL" or "early-exit:LAYERS". The
     output is the same; whether it comes sooner depends on the text."""
+    prefixes: bool = True
+    """Keep what was read, so that texts that begin alike are not read twice from there."""
+    deterministic: bool = False
+    """Compute a request to the same last bit whatever else runs: slower, each request alone."""
     allow_pickle: bool = False
     allow_nonfinite: bool = False
 
@@ -278,6 +282,10 @@ def _generator(opened: Opened) -> LM:
     endless = options.retrieve or (checkpoint.family.unlimited and options.ctx is None)
     beams = int(checkpoint.generation.get("beams", 1))
     budget, places = _budget(model.spec, context, options, beams)
+    if options.deterministic and options.speculate != "none":
+        raise KeifuError(
+            "deterministic steps are of one token, and guesses need more: leave speculate out"
+        )
     engine = Engine(
         model,
         tokenizer,
@@ -291,6 +299,8 @@ def _generator(opened: Opened) -> LM:
         dtype=options.dtype,
         device=options.device,
         end_ids=tokenizer.eos_ids,
+        prefixes=options.prefixes,
+        deterministic=options.deterministic,
         gist=opened.gist(),
         runners=None if options.precision == "exact" else runners,
         draft=draft_of(options.speculate, options, context),

@@ -130,6 +130,8 @@ class Sampled(Body):
     structured_outputs: Object | None = None
     json_schema: Object | None = None
     grammar: Text = None
+    priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] | None = None
+    cache_salt: Annotated[str, Field(max_length=256)] | None = None
 
 
 class CalledFunction(BaseModel):

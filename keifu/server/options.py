@@ -24,7 +24,7 @@ from keifu.server.errors import bad, shown
 SAME = (
     "temperature", "top_p", "top_k", "min_p", "typical_p", "repetition_penalty",
     "presence_penalty", "frequency_penalty", "seed", "n", "ignore_eos", "min_tokens",
-    "prompt_logprobs",
+    "prompt_logprobs", "priority", "cache_salt",
 )  # fmt: skip
 RESERVED = frozenset({"messages", "prompt", "special", "parse", "tools", "continue_final", "self"})
 """What a chat template gets from elsewhere."""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from threading import Event, Thread
 
 import pytest
 
 from keifu.families import families
+from keifu.inference.admission import PATIENCE
 from keifu.inference.engine import Engine
-from keifu.inference.request import Sampling
+from keifu.inference.request import Delta, Sampling
+from keifu.inference.sequence import Sequence as Output
+from keifu.inference.stream import Stream
 from keifu.nn.rotary import DynamicNTK
 from keifu.nn.stack import StackModule
 from tests.inference.test_engine import FAMILY, byte_tokenizer, reference
@@ -137,4 +141,84 @@ def test_positions_scaled_by_length_share_within_one_length() -> None:
     assert [d.usage.cached_tokens for d in found] == [0, 0, 69, 69]
     assert found[0].tokens == found[2].tokens
     assert found[1].tokens == found[3].tokens
+    engine.close()
+
+
+class Noted(Stream):
+    """A stream that notes in a list when its first delta comes."""
+
+    def __init__(self, name: str, order: list[str]) -> None:
+        super().__init__()
+        self._name, self._order = name, order
+
+    def put(self, delta: Delta) -> None:
+        if self._name not in self._order:
+            self._order.append(self._name)
+        super().put(delta)
+
+
+def served(requests: Sequence[tuple[str, Sampling]], parallel: int = 1) -> list[str]:
+    """In which order one engine begins requests that all wait when it comes to them."""
+    engine, order, ready = engine_of(made("llama"), parallel=parallel), list[str](), Event()
+    holder = Thread(target=lambda: engine.call(ready.wait))
+    holder.start()
+    streams = [
+        engine.submit([k % 90, 5, 6], how, stream=Noted(name, order))
+        for k, (name, how) in enumerate(requests)
+    ]
+    ready.set()
+    holder.join()
+    for stream in streams:
+        stream.result()
+    engine.close()
+    return order
+
+
+def turn(priority: int = 0, owner: str = "") -> Sampling:
+    return Sampling(max_tokens=2, temperature=0.0, priority=priority, cache_salt=owner)
+
+
+def test_lower_priority_numbers_go_first() -> None:
+    asked = {"a": 0, "b": 5, "c": -1, "d": 0, "e": -1, "f": 5}
+    assert "".join(served([(n, turn(p)) for n, p in asked.items()])) == "ceadbf"
+
+
+def test_owners_take_turns() -> None:
+    """One who sends many does not keep the others waiting, and each one's own stay in order."""
+    asked = [(f"a{k}", turn(owner="a")) for k in range(6)]
+    asked += [("b0", turn(owner="b")), ("b1", turn(owner="b")), ("c0", turn(owner="c"))]
+    found = served(asked)
+    assert found == ["a0", "b0", "c0", "a1", "b1", "a2", "a3", "a4", "a5"]
+
+
+def test_nobody_starves() -> None:
+    """A request that everyone may pass is served after so many others, whatever comes."""
+    asked = [("last", turn(priority=9))]
+    asked += [(f"{k}", turn(priority=0, owner=str(k % 3))) for k in range(PATIENCE + 20)]
+    found = served(asked)
+    assert found.index("last") == PATIENCE
+
+
+def test_the_urgent_one_stays_where_there_is_no_room() -> None:
+    """Both fit at first; the one that came first is less urgent, and gives way."""
+    model = made("llama")
+    engine = engine_of(model, budget=256 * 32 * 5, parallel=2)
+    dropped, drop = list[int](), engine._queue.drop
+
+    def noted(output: Output, *, store: bool = True) -> None:
+        if output.finish is None:
+            dropped.append(output.job.sampling.priority)
+        drop(output, store=store)
+
+    engine._queue.drop = noted  # type: ignore[method-assign]
+    prompts = [[k, *LONG[:50]] for k in (1, 2)]
+    streams = [
+        engine.submit(p, Sampling(max_tokens=50, temperature=0.0, priority=n))
+        for p, n in zip(prompts, (3, 1), strict=True)
+    ]
+    for prompt, stream in zip(prompts, streams, strict=True):
+        assert list(stream.result().tokens) == reference(model, prompt, 50)
+    assert dropped
+    assert set(dropped) == {3}
+    assert engine.pool.free_tokens == engine.pool.capacity
     engine.close()
