@@ -41,7 +41,7 @@ CHUNK = 512
 SCORED = 128
 """The same where every position's logits are wanted: bounds their memory."""
 ALONE = 64
-"""The same of a deterministic engine, whose requests share what they read in whole chunks."""
+"""The same of a deterministic engine; what its requests share ends with a chunk."""
 _WRITTEN = torch.zeros(0)
 """Stands in a step for a memory of which all that is kept was written before."""
 
@@ -98,10 +98,9 @@ class Engine:
         self.device, self.end_ids = torch.device(device), frozenset(end_ids)
         self.compute = None if dtype == torch.float32 else dtype
         # Forks of one request (n, beams) take slots of their own beyond `parallel`.
-        slots = parallel + 64
-        entries = model.spec.entries()
         kept: dict[str, Any] = {"dtype": dtype, "device": device, "places": places}
-        self.pool = StatePool(entries, budget=budget, slots=slots, **kept)
+        kept["slots"] = parallel + 64
+        self.pool = StatePool(model.spec.entries(), budget=budget, **kept)
         self.context = min(context, self.pool.reach(CHUNK))
         self.source_context = min([source_context or 2**62, *self.pool.room().values()])
         self.source_vocab = source_vocab or tokenizer.vocab_size
@@ -262,7 +261,7 @@ class Engine:
                 self.prefixes.begin(output)
                 self._guard([output], self._prefill)
         ready = [o for o in queue.running if o.pending == 1 and o.generated > 0]
-        for outputs in [[o] for o in ready] if self.deterministic else [ready] if ready else []:
+        for outputs in [[o] for o in ready] if self.deterministic else [ready][: len(ready)]:
             self._guard(outputs, self._decode)
         for search in list(queue.searches):
             try:
@@ -311,9 +310,9 @@ class Engine:
         chunk = ALONE if self.deterministic else SCORED if scored else CHUNK
         length = output.state.length if output.state else 0
         end = output.branch if output.branch > length else 2**62
-        left = output.pending
-        if self.deterministic:  # what was generated is read again as it was made, one by one
-            left = max(len(output.job.prompt) - output.read, 1)
+        # What was generated is read again as it was made, one by one, where bits have to be equal.
+        asked = max(len(output.job.prompt) - output.read, 1)
+        left = asked if self.deterministic else output.pending
         return min(left, chunk - length % chunk, end - length)
 
     def _forward(
