@@ -15,6 +15,7 @@ from benchmarks import (
     experts,
     mamba,
     prefix,
+    speculate,
     startup,
     streams,
     vectors,
@@ -83,6 +84,7 @@ def main() -> None:
         "vectors": vectors.measure,
         "embed": embed.measure,
         "mamba": mamba.measure,
+        "speculate": speculate.measure,
         "experts": experts.measure,
         "prefix": prefix.measure,
     }
