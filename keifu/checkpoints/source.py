@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 _INDEX_BYTES = 64 * 2**20
 _SLICE = 2**22  # elements looked at together
 _NONFINITE = (
-    "{} has NaN or infinite elements: the checkpoint is damaged (--allow-nonfinite loads it anyway)"
+    "{} has NaN or infinite elements: the checkpoint is damaged (allow_nonfinite=True loads it all "
+    "the same, keifu convert --allow-nonfinite rewrites it)"
 )
 
 

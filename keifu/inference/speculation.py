@@ -3,10 +3,11 @@
 An output chooses every token itself, from the model's logits, with its own draws: a guess that
 is the token it chose saves a step, any other is taken back (Stern et al. 2018, section 3). So an
 output is, draw for draw, what it is without speculation, whatever the sampling settings and the
-constraints are, however many guesses there are and whoever made them. A drafter that draws uses
-the draws that the output will make at the same places; this couples the two about as well as
-accepting with probability min(1, p/q) does (Leviathan et al. 2023), whose outputs depend on the
-drafter (Daliri et al. 2024, section 3).
+constraints are, however many guesses there are and whoever made them; where the precision is not
+exact, as far as a step of several tokens gives the logits of steps of one. A drafter that draws
+uses the draws that the output will make at the same places (Daliri et al. 2024, section 3);
+accepting with probability min(1, p/q) (Leviathan et al. 2023) would let outputs depend on the
+drafter.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ class LocalOptions:
     Unlimiformer: the source may then be of any length that the state's memory holds."""
     speculate: str = "none"
     """What guesses tokens ahead: "none", "lookup", "draft:MODEL" or "early-exit:LAYERS". The
-    output is the same; whether it comes sooner depends on the text."""
+    output is the same up to rounding; whether it comes sooner depends on the text."""
     prefixes: bool = True
     """Keep what was read, so that texts that begin alike are not read twice from there."""
     deterministic: bool = False

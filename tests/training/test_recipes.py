@@ -40,3 +40,15 @@ def test_scaled_positions_find_needles_beyond_the_base_length() -> None:
     assert accuracy(models["base"], LONG) < 0.6
     assert accuracy(models["scaled"], SHORT) > 0.95
     assert accuracy(models["scaled"], LONG) > 0.95
+
+
+@pytest.mark.slow
+def test_scaling_the_angles_alone_finds_needles_in_longer_texts() -> None:
+    from recipes.longer_context import LONG, SCALINGS, SHORT, built, found, short
+
+    base = short()
+    assert found(base, SHORT) > 0.95
+    reached = {name: found(built(way, base), LONG) for name, way in SCALINGS.items()}
+    assert reached["unscaled"] < 0.5
+    assert reached["linear"] > 0.9
+    assert reached["YaRN"] > 0.9
