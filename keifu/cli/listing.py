@@ -198,10 +198,9 @@ def _system(row: System) -> dict[str, Any]:
 def _modules(package: str) -> dict[str, Path]:
     """The entries of a folder of modules, found without importing any."""
     folder = Path(keifu.__file__).parents[1].joinpath(*package.split("."))
-    names = sorted(module.name for module in pkgutil.iter_modules([str(folder)]))
-    return {
-        name.replace("_", "-"): folder / f"{name}.py" for name in names if not name.startswith("_")
-    }
+    found = [m for m in pkgutil.iter_modules([str(folder)]) if not m.ispkg]
+    names = sorted(module.name for module in found if not module.name.startswith("_"))
+    return {name.replace("_", "-"): folder / f"{name}.py" for name in names}
 
 
 def about(kind: str, name: str) -> str:

@@ -177,16 +177,17 @@ async def _through(trial: Trial, ledger: Ledger, parallel: int, name: str, told:
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(one(cell)) for cell in trial.cells]
-    except* KeifuError as several:
+    except BaseExceptionGroup as several:
         raise _first(several) from None
     return [task.result() for task in tasks]
 
 
-def _first(several: BaseExceptionGroup[KeifuError]) -> KeifuError:
-    error: BaseException = several
+def _first(several: BaseExceptionGroup) -> BaseException:
+    """What a person can mend, if there is any among them, else the first of all."""
+    mendable = several.subgroup(KeifuError)
+    error: BaseException = mendable or several
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    assert isinstance(error, KeifuError)
     return error
 
 

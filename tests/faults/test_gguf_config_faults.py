@@ -57,7 +57,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "fewer tokens": ({"tokenizer.ggml.tokens": TOKENS[:-1]}, "tokenizer.ggml.tokens has 258"),
     "more tokens": ({"tokenizer.ggml.tokens": [*TOKENS, "x"]}, "tokenizer.ggml.tokens has 260"),
     "another vocabulary": ({"llama.vocab_size": 300}, "llama.vocab_size=300"),
-    "an unknown key": ({"llama.expert_count": 8}, "llama.expert_count"),
+    "an unknown key": ({"llama.residual_multiplier": 8}, "llama.residual_multiplier"),
     "no architecture": ({"general.architecture": None}, "lacks general.architecture"),
     "architecture a number": ({"general.architecture": 7}, "lacks general.architecture"),
     **{

@@ -108,7 +108,7 @@ def test_what_a_segment_says_depends_on_the_past_through_memory_alone() -> None:
         state.length = 10
     held[states[0].slot] = held[states[1].slot] = torch.randn(held.shape[1:])
     a, b = feed(model, pool, states, [ids[10:15], ids[10:15]])
-    assert torch.equal(a, b)
+    torch.testing.assert_close(a, b)  # rows of one product may be rounded apart
 
 
 @torch.no_grad()
