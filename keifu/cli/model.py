@@ -40,7 +40,7 @@ class ModelOptions:
     retrieve: int | None = None
     """Let each head of an encoder-decoder read so many places of a source of any length"""
     speculate: str = "none"
-    """Guess tokens ahead: none, lookup, draft:MODEL, early-exit[:LAYERS]; same output up to rounding"""
+    """Guess ahead: none, lookup, draft:MODEL, early-exit[:LAYERS]; same output up to rounding"""
     no_prefix_cache: bool = False
     """Read every text from its beginning, also what begins like an earlier one"""
     deterministic: bool = False

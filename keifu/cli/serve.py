@@ -40,7 +40,7 @@ class Offer:
     retrieve: int | None = field(default=None, metadata={"option": Option(min=1)})
     """Let each head of an encoder-decoder read so many places of a source of any length"""
     speculate: str = "none"
-    """Guess tokens ahead: none, lookup, draft:MODEL, early-exit[:LAYERS]; same output up to rounding"""
+    """Guess ahead: none, lookup, draft:MODEL, early-exit[:LAYERS]; same output up to rounding"""
     max_memory: str | None = None
     """Memory for running requests, as 2GB or 512MiB"""
     parallel: int = field(default=4, metadata={"option": Option(min=1, max=256)})
