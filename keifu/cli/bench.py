@@ -29,6 +29,9 @@ def command(
     grid: Annotated[
         bool, Option("--grid", help="Measure 1, 4 and 16 streams at 512 and 4096 tokens instead.")
     ] = False,
+    plot: Annotated[
+        Path | None, Option("--plot", metavar="FILE", help="Also draw it: .png, .svg or .pdf.")
+    ] = None,
     as_json: Annotated[bool, Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """How fast MODEL runs here: loading, first token, reading a prompt, decoding, memory.
@@ -38,7 +41,10 @@ def command(
     products for reading; a quiet machine gives the truest numbers.
     """
     from keifu.cli.fetch import fetch
+    from keifu.evaluation.plot import check
 
+    if plot is not None:
+        check(plot)
     names = [] if peers == "none" else [n for n in map(str.strip, peers.split(",")) if n]
     subjects = commands(names, str(python) if python else None)
     path = fetch(model, quiet=as_json)
@@ -47,11 +53,16 @@ def command(
         cells = GridOptions(
             threads=options.threads, new=options.new, rounds=options.rounds, seed=options.seed
         )
-        over = streams.grid(path, subjects, cells, told=_told if show else lambda text: None)
-        print(json.dumps(over) if as_json else drawn_grid(over))
-        return
-    found = compare(path, subjects, options, told=_told if show else lambda text: None)
-    print(json.dumps(found) if as_json else drawn(found))
+        found = streams.grid(path, subjects, cells, told=_told if show else lambda text: None)
+    else:
+        found = compare(path, subjects, options, told=_told if show else lambda text: None)
+    if show:
+        print("\r\033[K", end="", file=sys.stderr, flush=True)
+    if plot is not None:
+        from keifu.cli.bench_plot import draw
+
+        draw(found, plot)
+    print(json.dumps(found) if as_json else (drawn_grid if grid else drawn)(found))
 
 
 def _told(text: str) -> None:

@@ -27,7 +27,7 @@ def check(path: Path) -> None:
         raise KeifuError(f"--plot {path}: the name must end in {', '.join(FORMATS)}")
     if not path.parent.is_dir():
         raise KeifuError(f"--plot {path}: there is no folder {path.parent}")
-    _figure()
+    blank()
 
 
 def draw(findings: Findings, path: Path) -> None:
@@ -42,11 +42,17 @@ def draw(findings: Findings, path: Path) -> None:
         figure = _heat(findings, picture)
     else:
         figure = _lines(findings, picture)
+    save(figure, path)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a picture, whole or not at all; its name says how."""
     with whole(path) as file:
         figure.savefig(file, format=path.suffix[1:].lower(), dpi=150)
 
 
-def _figure(**settings: Any) -> Figure:
+def blank(**settings: Any) -> Figure:
+    """An empty one; KeifuError where matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as missing:
@@ -64,7 +70,7 @@ def _heat(findings: Findings, picture: Heat) -> Figure:
         min(24.0, len(names) * (1.6 + 0.9 * max(len(xs), 3)) + 1.2),
         1.6 + 0.5 * max(len(ys), 4),
     )
-    figure = _figure(figsize=size)
+    figure = blank(figsize=size)
     panels = figure.subplots(1, len(names), squeeze=False, sharey=True)[0]
     for name, panel in zip(names, panels, strict=True):
         cells = {
@@ -91,7 +97,7 @@ def _heat(findings: Findings, picture: Heat) -> Figure:
 def _lines(findings: Findings, picture: Lines) -> Figure:
     """One panel a measure, one line a model."""
     values = [v for v in picture.values if any(r.get(v) is not None for r in findings.rows)]
-    figure = _figure(figsize=(1.2 + 4.2 * len(values), 3.8))
+    figure = blank(figsize=(1.2 + 4.2 * len(values), 3.8))
     panels = figure.subplots(1, len(values), squeeze=False)[0]
     others = [c.name for c in findings.axes if c.name != picture.x]
     series = list(dict.fromkeys(tuple(row[o] for o in others) for row in findings.rows))

@@ -1,8 +1,8 @@
 """Subjects of a benchmark: each runs in a process of its own and answers JSON lines.
 
 The file runs by itself (`python -P peers.py llama-cpp-python`), so that a peer may live in another
-Python than Keifu; it needs the standard library and that peer. Keifu's own subject is in
-`measure`. A request is one line, its answer is one line:
+Python than Keifu; it needs the standard library and that peer. Two peers are in `peers_compiled`;
+Keifu's own subject is in `subject`. A request is one line, its answer is one line:
 
     {"do": "load", "model": "x.gguf", "threads": 2, "context": 2048}  ->  {"seconds": 0.3, ...}
     {"do": "run", "prompt": [1, 2, 3], "new": 64}  ->  {"first": 0.1, "decode": 0.9, "tokens": 64}
@@ -14,6 +14,7 @@ Python than Keifu; it needs the standard library and that peer. Keifu's own subj
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import resource
@@ -197,9 +198,23 @@ class Transformers:
         return found
 
 
+def _compiled(kind: str) -> Subject:
+    """A subject of the file beside this one, which is in no package where this runs by itself."""
+    here = Path(__file__).with_name("peers_compiled.py")
+    spec = importlib.util.spec_from_file_location(here.stem, here)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    subject: Subject = getattr(module, kind)()
+    return subject
+
+
 PEERS: Mapping[str, Callable[[], Subject]] = {
     "llama-cpp-python": LlamaCpp,
     "transformers": Transformers,
+    "openvino-genai": lambda: _compiled("OpenVino"),
+    "onnxruntime-genai": lambda: _compiled("OnnxRuntime"),
 }
 """What Keifu is compared with, by package name."""
 

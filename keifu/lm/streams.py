@@ -48,6 +48,8 @@ class _Kept:
     """One subject and what it measured, by (batch, context)."""
 
     worker: Worker
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What it told of loading."""
     samples: dict[tuple[int, int], list[dict[str, float]]] = field(default_factory=dict)
 
 
@@ -60,6 +62,8 @@ def grid(
 ) -> dict[str, Any]:
     """Measure every subject in every cell; a JSON object with one row a cell and subject.
 
+    Its `limits` are what the machine allows in each cell, in tokens a second.
+
     Args:
         model: a path that all subjects can read.
         subjects: the command of each subject's process by its name; the first one is ours.
@@ -68,11 +72,13 @@ def grid(
     threads = options.threads or machine.threads()
     absent: dict[str, str] = {}
     rows: list[dict[str, Any]] = []
+    limits: list[dict[str, float]] = []
     versions: dict[str, str] = {}
     plain = ""
     for context in options.contexts:
         # A process a context, so that memory is that of this context.
         kept: dict[str, _Kept] = {}
+        gauge = Worker("ceilings", subjects[OURS])
         try:
             for name, command in subjects.items():
                 if name in absent:
@@ -82,7 +88,8 @@ def grid(
                 versions[name] = worker.hello.get("version", "")
                 if why := worker.hello.get("absent"):
                     absent[name] = why
-            vocab, plain = _load(kept, model, threads, context, options, absent)
+            _load(kept, model, threads, context, options, absent)
+            vocab, plain = (kept[OURS].facts[fact] for fact in ("vocab", "why_plain"))
             draw = random.Random(options.seed)
             for batch in options.batches:
                 for number in range(options.rounds):
@@ -92,7 +99,10 @@ def grid(
                     ]
                     _round(kept, absent, prompts, options, draw)
                 rows += _rows(kept, absent, batch, context)
+                most = gauge.ask("ceilings", threads=threads)
+                limits.append(_limit(kept[OURS].facts, most, batch, context, options.new))
         finally:
+            gauge.close()
             for each in kept.values():
                 each.worker.close()
     return {
@@ -106,6 +116,7 @@ def grid(
         },
         "versions": {n: v for n, v in versions.items() if n not in absent},
         "rows": rows,
+        "limits": limits,
         "plain": plain,
         "absent": absent,
     }
@@ -118,26 +129,19 @@ def _load(
     context: int,
     options: GridOptions,
     absent: dict[str, str],
-) -> tuple[int, str]:
-    """Load them all; how many ids there are, and why ours has no fast path, if so.
-
-    A peer that cannot load it is absent.
-    """
-    vocab, plain = 0, ""
+) -> None:
+    """Load them all; a peer that cannot load it is absent."""
     for name, each in kept.items():
         if name in absent:
             continue
         room = context + options.new
         given = {"threads": threads, "context": room, "streams": max(options.batches)}
         try:
-            facts = each.worker.ask("load", model=str(model), **given)
+            each.facts = each.worker.ask("load", model=str(model), **given)
         except KeifuError as error:
             if name == OURS:
                 raise
             absent[name] = str(error)
-            continue
-        vocab, plain = facts.get("vocab", vocab), facts.get("why_plain", plain)
-    return vocab, plain
 
 
 def _round(
@@ -181,6 +185,20 @@ def speeds(times: Sequence[Sequence[float]], context: int) -> dict[str, float]:
         "decode": count / (end - begin),
         "prefill": len(times) * context / begin,
         "first_token": statistics.median(each[0] for each in times),
+    }
+
+
+def _limit(
+    facts: Mapping[str, Any], most: Mapping[str, float], batch: int, context: int, new: int
+) -> dict[str, float]:
+    """Weights read once a step, every stream's state, and a row of products for each."""
+    step = facts["bytes"] + batch * facts["state"] * (context + new / 2)
+    products = most["bf16"] / facts["flops"]
+    return {
+        "batch": batch,
+        "context": context,
+        "decode": min(batch * most["bandwidth"] / step, products),
+        "prefill": products,
     }
 
 

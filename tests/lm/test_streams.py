@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from keifu.cli.bench import drawn_grid
+from keifu.cli.bench_plot import draw
 from keifu.core.errors import KeifuError
 from keifu.lm.streams import GridOptions, grid, speeds
 
@@ -55,6 +56,14 @@ def test_a_grid_of_known_speeds(tmp_path: Path) -> None:
         assert row["memory"] >= 64 << 20
     assert 1.2 < cells["slow", 3]["ratio"]["median"] < 8  # three times, however busy
     assert len(drawn_grid(found).splitlines()) >= 1 + 4 + 2
+    # 1000 bytes of weights a step and 10 a token of 8 + 5/2 of each stream, at 2 MB/s; products of
+    # 4000 operations a token at 8e6 allow 2000 tokens a second.
+    alone, three = found["limits"]
+    assert (alone["batch"], alone["context"], three["batch"]) == (1, 8, 3)
+    assert alone["decode"] == pytest.approx(2e6 / 1105)
+    assert three["decode"] == alone["prefill"] == pytest.approx(2000)
+    draw(found, tmp_path / "grid.svg")
+    assert "3 streams" in (tmp_path / "grid.svg").read_text()
     assert set(found["absent"]) == {"gone", "broken"}
 
 
