@@ -6,6 +6,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 
+import torch
+
 from keifu.core.errors import KeifuError
 from keifu.inference.beam import Beams
 from keifu.inference.request import Delta
@@ -15,6 +17,22 @@ from keifu.nn.state import RequestState, StatePool
 
 PATIENCE = 64
 """Later ones let in before an output that waits; after so many it is the next itself."""
+
+STARVED = (
+    "the machine has no memory left for this request: try later, send a shorter one, or lower "
+    "--parallel, --ctx or --max-memory"
+)
+
+
+def starved(error: BaseException) -> bool:
+    """Whether an error says that memory was refused; a processor's is a plain RuntimeError."""
+    refused = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return refused or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
+
+
+def told(error: BaseException) -> BaseException:
+    """An error as the request's owner hears it."""
+    return OutOfState(STARVED) if starved(error) else error
 
 
 class Admission:
@@ -126,6 +144,44 @@ class Admission:
                     self.drop(last)
                     self.waiting.appendleft(last)
 
+    def run(
+        self,
+        outputs: list[Output],
+        count: Callable[[Output], int],
+        work: Callable[[list[Output]], None],
+    ) -> None:
+        """Run a step with room for what `count` says; a fault ends only the request it is of.
+
+        Which one of a batch that is shows when each runs alone. Recurrent state may have taken in a
+        part of the step that failed, so those that have such state are read afresh, which is alone.
+        Who finds the machine without memory beside others gives way once, until they have left.
+        """
+        try:
+            self.reserve(outputs, count)
+            outputs = [o for o in outputs if o in self.running]
+            if outputs:
+                work(outputs)
+        except Exception as error:
+            if len(outputs) == 1:
+                (output,) = outputs
+                alone = len(self.running) + len(self.searches) == 1
+                if not starved(error) or alone or output.postponed:
+                    self.fail(output, error)
+                else:
+                    output.postponed = True
+                    self._again(output)
+                return
+            for output in outputs:
+                if output in self.running and output.pending and self.pool.fixed:
+                    self._again(output)
+                elif output in self.running and output.pending:
+                    self.run([output], count, work)
+
+    def _again(self, output: Output) -> None:
+        """Let an output wait, and be read from the beginning."""
+        self.drop(output, store=False)
+        self.waiting.appendleft(output)
+
     def drop(self, output: Output, *, store: bool = True) -> None:
         """Take an output out of the running ones and give its state back."""
         if output in self.running:
@@ -146,7 +202,7 @@ class Admission:
             self.waiting.appendleft(output)
             return
         search.fail(
-            OutOfState(
+            KeifuError(
                 f"a search with {search.width} beams finds no room in the state budget: ask for "
                 "fewer beams or fewer tokens, or raise --max-memory"
             )
@@ -173,6 +229,7 @@ class Admission:
 
     def fail(self, output: Output, error: BaseException) -> None:
         """End a request with an error."""
+        error = told(error)
         for search in self.searches:
             if search.first is output:
                 self.searches.remove(search)
@@ -180,6 +237,15 @@ class Admission:
                 return
         self.drop(output, store=False)
         output.job.stream.close(error)
+
+    def fail_all(self, error: BaseException) -> None:
+        """End every request with an error."""
+        while self.searches:
+            self.searches.pop().fail(told(error))
+        for output in list(self.running):
+            self.fail(output, error)
+        while self.waiting:
+            self.fail(self.waiting.popleft(), error)
 
     def close(self) -> None:
         """End everything as cancelled."""

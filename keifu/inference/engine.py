@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from keifu.core.errors import KeifuError
-from keifu.inference.admission import Admission
+from keifu.inference.admission import Admission, told
 from keifu.inference.beam import Beams
 from keifu.inference.grammar import Grammars
 from keifu.inference.intake import Ask, Intake, check_ids
@@ -245,7 +245,10 @@ class Engine:
                     except Exception as error:  # handed to the caller
                         box[1] = error
                     done.set()
-                self.step()
+                try:
+                    self.step()
+                except Exception as error:  # of nobody's request: all end with it, the engine stays
+                    self._queue.fail_all(error)
             self._queue.close()
 
     def step(self) -> None:
@@ -259,10 +262,10 @@ class Engine:
         for output in [o for o in queue.running if o.pending > 1 or o.generated == 0]:
             if output in queue.running and not output.unread:
                 self.prefixes.begin(output)
-                self._guard([output], self._prefill)
+                queue.run([output], self._count, self._prefill)
         ready = [o for o in queue.running if o.pending == 1 and o.generated > 0]
         for outputs in [[o] for o in ready] if self.deterministic else [ready][: len(ready)]:
-            self._guard(outputs, self._decode)
+            queue.run(outputs, self._count, self._decode)
         for search in list(queue.searches):
             try:
                 done = search.step()
@@ -270,7 +273,7 @@ class Engine:
                 queue.postpone(search)
                 continue
             except Exception as error:
-                search.fail(error)
+                search.fail(told(error))
                 done = True
             if done:
                 queue.searches.remove(search)
@@ -288,21 +291,6 @@ class Engine:
                     encode(self.pair, [output], self.device, self.compute)
                 except Exception as error:
                     self._queue.fail(output, error)
-
-    def _guard(self, outputs: list[Output], work: Callable[[list[Output]], None]) -> None:
-        """Run a step; a fault ends only the request that causes it."""
-        try:
-            self._queue.reserve(outputs, self._count)
-            outputs = [o for o in outputs if o in self._queue.running]
-            if outputs:
-                work(outputs)
-        except Exception as error:
-            if len(outputs) > 1:
-                for output in outputs:
-                    if output in self._queue.running and output.pending:
-                        self._guard([output], work)
-                return
-            self._queue.fail(outputs[0], error)
 
     def _count(self, output: Output) -> int:
         """Tokens that an output reads in its next step: up to the next multiple of the chunk."""

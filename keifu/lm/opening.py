@@ -23,6 +23,7 @@ from keifu.inference.engine import CHUNK, Engine
 from keifu.inference.plans import runners
 from keifu.inference.rules import Rules
 from keifu.lm.base import LM
+from keifu.lm.fitting import check_room
 from keifu.lm.local import LocalLM
 from keifu.nn.characters import CharacterCNN
 from keifu.nn.gist import TOKEN, gisted
@@ -139,11 +140,12 @@ class Opened:
 
     def build(self, precision: str | None = None) -> nn.Module:
         """Its weights, read."""
-        options = self.options
+        options, spec = self.options, self.spec()
+        check_room(self, spec, precision := precision or options.precision)
         return build_model(
             self.checkpoint,
-            spec=self.spec(),
-            precision=precision or options.precision,
+            spec=spec,
+            precision=precision,
             experts=options.experts,
             device=options.device,
             allow_nonfinite=options.allow_nonfinite,

@@ -61,6 +61,7 @@ def build(shared: Service, on_loaded: Callable[[], None] = lambda: None) -> ASGI
         post("/v1/messages", MessagesBody, messages),
         post("/v1/messages/count_tokens", CountBody, count_tokens),
         Route("/v1/models", _models(shared)),
+        Route("/v1/models/{name:path}/reload", _reload(shared), methods=["POST"]),
         Route("/v1/models/{name:path}", _model(shared)),
         Route("/health", _health(shared)),
         Route("/ping", _ping),
@@ -91,6 +92,15 @@ def _models(shared: Service) -> Callable[[Request], Any]:
 def _model(shared: Service) -> Callable[[Request], Any]:
     async def route(request: Request) -> JSONResponse:
         return JSONResponse(shared.models.find(request.path_params["name"]).card())
+
+    return route
+
+
+def _reload(shared: Service) -> Callable[[Request], Any]:
+    async def route(request: Request) -> JSONResponse:
+        with shared.gate.admit():
+            slot = await shared.models.reload(request.path_params["name"])
+        return JSONResponse(slot.card())
 
     return route
 

@@ -8,7 +8,9 @@ from typing import Any
 from starlette.exceptions import HTTPException
 
 from keifu.core.errors import ContextLengthError, KeifuError
+from keifu.inference.admission import STARVED, starved
 from keifu.inference.request import ParameterError
+from keifu.nn.pages import OutOfState
 
 log = logging.getLogger("keifu.server")
 
@@ -83,6 +85,10 @@ def translate(error: BaseException, request_id: str, path: str) -> ApiError:
         case ParameterError():
             name = "stop_token_ids" if error.parameter == "stop_ids" else error.parameter
             return bad(str(error).replace(error.parameter, name, 1), name)
+        case OutOfState():
+            return ApiError(503, str(error), code="overloaded", retry_after=1)
+        case _ if starved(error):
+            return ApiError(503, STARVED, code="overloaded", retry_after=1)
         case KeifuError():
             return bad(str(error))
         case HTTPException(status_code=404):

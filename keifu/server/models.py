@@ -6,6 +6,7 @@ import asyncio
 import gc
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -75,12 +76,16 @@ class Slot:
 
     offer: Offer
     lm: LM | None = None
+    """What newcomers get."""
+    lent: Counter[LM] = field(default_factory=Counter)
+    """Who works with what: also with one that was replaced meanwhile."""
     users: int = 0
     state: State = "unloaded"
     since: int = field(default_factory=lambda: int(time.time()))
     task: asyncio.Task[LM] | None = None
     timer: asyncio.TimerHandle | None = None
     closing: asyncio.Task[None] | None = None
+    renewal: asyncio.Task[None] | None = None
 
     def card(self) -> dict[str, Any]:
         """The model's entry in /v1/models."""
@@ -136,13 +141,14 @@ class Models:
         for slot in self._slots.values():
             if slot.timer:
                 slot.timer.cancel()
-            if slot.task and not slot.task.done():
-                slot.task.cancel()
+            for task in (slot.task, slot.renewal):
+                if task and not task.done():
+                    task.cancel()
             if slot.closing:
                 await slot.closing
-            if slot.lm:
-                await asyncio.to_thread(slot.lm.close)
-                slot.lm, slot.state = None, "unloaded"
+            for lm in {*slot.lent, *([slot.lm] if slot.lm else [])}:
+                await asyncio.to_thread(lm.close)
+            slot.lm, slot.state = None, "unloaded"
 
     def slots(self) -> list[Slot]:
         """All models, in the order they were given."""
@@ -176,13 +182,71 @@ class Models:
         if slot.timer:
             slot.timer.cancel()
             slot.timer = None
+        lm: LM | None = None
         try:
-            yield await self._ready(slot)
+            loaded = await self._ready(slot)
+            lm = slot.lm or loaded  # replaced since?
+            slot.lent[lm] += 1
+            yield lm
         finally:
             slot.users -= 1
+            if lm is not None:
+                self._returned(slot, lm)
             if slot.users == 0 and slot.lm is not None and self._idle is not None:
                 loop = asyncio.get_running_loop()
                 slot.timer = loop.call_later(self._idle, self._unload, slot)
+
+    def _returned(self, slot: Slot, lm: LM) -> None:
+        """One user fewer; the last one of a model that was replaced leaves it to be freed."""
+        slot.lent[lm] -= 1
+        if not slot.lent[lm]:
+            del slot.lent[lm]
+            if lm is not slot.lm and slot.lm is not None:
+                slot.closing = asyncio.create_task(self._free(lm))
+
+    async def reload(self, name: str | None) -> Slot:
+        """Read the named model's files again: who works with it ends with the old weights, who
+        comes after gets the new ones. Both are in memory meanwhile; where they do not fit, or the
+        files are no good, the old one stays.
+        """
+        slot = self.find(name)
+        if slot.renewal is None:
+            slot.renewal = asyncio.create_task(self._renew(slot))
+        try:
+            await asyncio.shield(slot.renewal)
+        except (asyncio.CancelledError, ApiError):
+            raise
+        except Exception as error:
+            raise self._failed(slot, error) from error
+        return slot
+
+    async def _renew(self, slot: Slot) -> None:
+        try:
+            fresh = slot.lm is None
+            async with self._using(slot):
+                if not fresh:
+                    slot.lm = await self._read(slot)
+        except Exception as error:
+            self._log(slot, error)
+            raise
+        finally:
+            slot.renewal = None
+
+    async def _read(self, slot: Slot) -> LM:
+        began = time.monotonic()
+        lm = await in_background(lambda: self._load(slot.offer.source))
+        self._settled()
+        slot.since = int(time.time())
+        log.info("%s loaded in %.2f s", slot.offer.id, time.monotonic() - began)
+        return lm
+
+    def _log(self, slot: Slot, error: Exception) -> None:
+        if not self.started and slot is self.slots()[0]:
+            pass  # the process ends with this error, and says it then
+        elif isinstance(error, KeifuError):
+            log.error("%s cannot be loaded: %s", slot.offer.id, error)
+        elif not isinstance(error, ApiError):  # that was said before
+            log.error("%s cannot be loaded", slot.offer.id, exc_info=error)
 
     async def _ready(self, slot: Slot) -> LM:
         if slot.lm is not None:
@@ -201,20 +265,11 @@ class Models:
         try:
             if slot.closing:
                 await slot.closing
-            began = time.monotonic()
-            lm = await in_background(lambda: self._load(slot.offer.source))
-            slot.lm, slot.state = lm, "ready"
-            self._settled()
-            log.info("%s loaded in %.2f s", slot.offer.id, time.monotonic() - began)
-            return lm
+            slot.lm, slot.state = await self._read(slot), "ready"
+            return slot.lm
         except Exception as error:
             slot.state = "failed"
-            if not self.started and slot is self.slots()[0]:
-                pass  # the process ends with this error, and says it then
-            elif isinstance(error, KeifuError):
-                log.error("%s cannot be loaded: %s", slot.offer.id, error)
-            else:
-                log.error("%s cannot be loaded", slot.offer.id, exc_info=error)
+            self._log(slot, error)
             raise
         finally:
             slot.task = None
