@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -26,9 +27,9 @@ from tests.inference.test_engine import byte_tokenizer
 from tests.inference.test_prefixes import made
 from tests.server.harness import FakeLM, Running, running
 
-PROMPTS = [[7, 3, 60, 22, 9], [5, 5, 1], list(range(20, 50)), [80]]
+PROMPTS = [[7, 3, 60, 22, 9], [5, 5, 1], list(range(20, 50))]
 BAD = [42, 8, 30]
-ASKED: dict[str, Any] = {"max_tokens": 24, "temperature": 0, "ignore_eos": True}
+ASKED: dict[str, Any] = {"max_tokens": 10, "temperature": 0, "ignore_eos": True}
 
 
 def tiny(name: str, budget: int = 1 << 21) -> LocalLM:
@@ -38,7 +39,7 @@ def tiny(name: str, budget: int = 1 << 21) -> LocalLM:
 
 def asked(house: Running, prompt: list[int], **more: Any) -> httpx.Response:
     body = {"prompt": prompt, "return_token_ids": True, **ASKED, **more}
-    return httpx.post(f"{house.url}/v1/completions", json=body, timeout=60, trust_env=False)
+    return httpx.post(f"{house.url}/v1/completions", json=body, timeout=300, trust_env=False)
 
 
 def text(answer: httpx.Response) -> str:
@@ -56,10 +57,10 @@ def broken(lm: LocalLM, when: str, error: Callable[[], Exception]) -> Iterator[l
     def run(ids: list[int], step: Any, states: Any, select: Any) -> torch.Tensor:
         logits = real(ids, step, states, select)
         for output in engine._queue.running:
-            if output.state in states and list(output.job.prompt) == BAD:
-                if when == "prefill" or output.generated > 3:
-                    sizes.append(len(states))
-                    raise error()
+            mine = output.state in states and list(output.job.prompt) == BAD
+            if mine and (when == "prefill" or output.generated > 3):
+                sizes.append(len(states))
+                raise error()
         return logits
 
     engine.runners[-1].run = run  # type: ignore[method-assign]
@@ -67,7 +68,7 @@ def broken(lm: LocalLM, when: str, error: Callable[[], Exception]) -> Iterator[l
     engine.runners[-1].run = real  # type: ignore[method-assign]
 
 
-@pytest.mark.parametrize("name", ["llama", "mistral", "mamba", "griffin"])
+@pytest.mark.parametrize("name", ["llama", "mamba"])
 @pytest.mark.parametrize("when", ["prefill", "decode"])
 def test_25_a_fault_is_of_one_request_alone(name: str, when: str) -> None:
     lm = tiny(name)
@@ -78,7 +79,7 @@ def test_25_a_fault_is_of_one_request_alone(name: str, when: str) -> None:
             broken(lm, when, lambda: RuntimeError("secret /etc/path")) as sizes,
             ThreadPoolExecutor(8) as pool,
         ):
-            good = [pool.submit(asked, house, prompt, max_tokens=24) for prompt in PROMPTS]
+            good = [pool.submit(asked, house, prompt) for prompt in PROMPTS]
             bad = pool.submit(asked, house, BAD).result()
             assert [text(answer.result()) for answer in good] == alone
         assert bad.status_code == 500
@@ -139,7 +140,7 @@ def test_26_who_finds_no_memory_beside_others_is_answered_after_them() -> None:
     lm.engine.runners[-1].run = run  # type: ignore[method-assign]
     others = [lm.complete_stream(p, **ASKED) for p in PROMPTS]
     assert list(lm.complete(BAD, **ASKED).tokens) == expected
-    assert [len(s.result().tokens) for s in others] == [24] * len(PROMPTS)
+    assert [len(s.result().tokens) for s in others] == [10] * len(PROMPTS)
     assert refused
     lm.close()
 
@@ -186,6 +187,7 @@ def test_26_a_model_that_cannot_fit_is_refused_with_the_estimate(
     with pytest.raises(KeifuError, match=r"4\.0 GB of state"):
         keifu.load(str(smollm2), max_memory=4 * 10**9)
     poor(monkeypatch, 60 << 20)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
     assert main(["complete", "-m", str(smollm2), "hello"]) == 1
     shown = capsys.readouterr().err
     assert shown.count("\n") == 1
@@ -196,6 +198,7 @@ def test_26_no_memory_while_the_terminal_waits(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lm = tiny("llama")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
     monkeypatch.setattr("keifu.cli.model.load", lambda *_, **__: lm)
     monkeypatch.setattr("keifu.cli.model.find", lambda *_, **__: None)
 
@@ -203,7 +206,7 @@ def test_26_no_memory_while_the_terminal_waits(
         raise MemoryError
 
     lm.engine.runners[-1].run = run  # type: ignore[method-assign]
-    assert main(["complete", "hello"]) == 1
+    assert main(["complete", "--max-tokens", "9", "hello"]) == 1
     shown = capsys.readouterr().err
     assert shown.count("\n") == 1
     assert "no memory left" in shown
@@ -211,14 +214,14 @@ def test_26_no_memory_while_the_terminal_waits(
 
 def reload(house: Running, name: str = "fake") -> httpx.Response:
     url = f"{house.url}/v1/models/{name}/reload"
-    return httpx.post(url, timeout=60, trust_env=False)
+    return httpx.post(url, timeout=300, trust_env=False)
 
 
 def streamed(house: Running, begun: threading.Event | None = None, **more: Any) -> str:
     body = {"model": "fake", "messages": [{"role": "user", "content": "x"}], "stream": True, **more}
     found = ""
     with (
-        httpx.Client(base_url=house.url, timeout=60, trust_env=False) as client,
+        httpx.Client(base_url=house.url, timeout=300, trust_env=False) as client,
         client.stream("POST", "/v1/chat/completions", json=body) as answer,
     ):
         for line in answer.iter_lines():
@@ -266,11 +269,12 @@ def test_27_two_at_once_read_the_files_once_and_the_end_closes_all() -> None:
         return FakeLM(source, reply="x" * 4000, delay=0.01)
 
     count: list[str] = []
-    with running(make) as house, ThreadPoolExecutor(3) as pool:
+    with ThreadPoolExecutor(3) as pool, running(make) as house:
         answers = [pool.submit(reload, house) for _ in range(2)]
         begun = threading.Event()
         pool.submit(streamed, house, begun)
         assert begun.wait(10)
+        house.wait(lambda: house.gate.admitted == 3)
         go.set()
         assert [answer.result().status_code for answer in answers] == [200, 200]
         assert len(count) == 2

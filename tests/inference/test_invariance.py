@@ -100,7 +100,7 @@ def test_the_default_model_to_the_last_bit(smollm2: Path) -> None:
 CLEAR = 0.1
 
 
-def test_the_default_model_by_default(smollm2: Path) -> None:
+def test_the_default_model_by_default(smollm2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Equal tokens up to the first whose two best are nearer than 0.1 to each other."""
     lm = keifu.load(str(smollm2), ctx=256)
     text = "Once upon a time, in a village by the sea, there lived an old woman who " * 5
@@ -112,6 +112,9 @@ def test_the_default_model_by_default(smollm2: Path) -> None:
     assert found[0].usage.cached_tokens == found[0].usage.prompt_tokens - 1
     for stream in others:
         stream.result()
+    monkeypatch.setattr("keifu.inference.engine.CHUNK", 24)
+    found.append(lm.complete(text, cache_salt="in chunks", **asked))
+    assert found[-1].usage.cached_tokens == 0
     lm.close()
     compared = 0
     for done in found:
@@ -120,4 +123,4 @@ def test_the_default_model_by_default(smollm2: Path) -> None:
                 assert abs((mine[1] or 0) - (mine[2] or 0)) <= CLEAR
                 break
             compared += 1
-    assert compared > 6
+    assert compared > 9
