@@ -108,7 +108,7 @@ class Engine:
         ways = Ways(None if self.pair else runners, why)
         self.runners, self.why_plain = ways(self.model, self.pool, self.context), ways.why
         target = Target(self.model, tokenizer, self.pool, self.context, self._forward, ways)
-        self.speculation = None if draft is None else Speculation(draft(target), self.pool)
+        self.speculation = draft and Speculation(draft(target), self.pool, self.runners[0].free)
         self.deterministic, by = deterministic, ALONE if deterministic else None
         self.prefixes = Prefixes(model.spec, self.pool, by=by, on=prefixes)
         self._queue = Admission(

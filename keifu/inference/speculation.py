@@ -3,8 +3,9 @@
 An output chooses every token itself, from the model's logits, with its own draws: a guess that
 is the token it chose saves a step, any other is taken back (Stern et al. 2018, section 3). So an
 output is, draw for draw, what it is without speculation, whatever the sampling settings and the
-constraints are, however many guesses there are and whoever made them; where the precision is not
-exact, as far as a step of several tokens gives the logits of steps of one. A drafter that draws
+constraints are, however many guesses there are and whoever made them, as far as a step of several
+tokens gives the logits of steps of one: a plan gives their very bits, PyTorch rounds otherwise. A
+drafter that draws
 uses the draws that the output will make at the same places (Daliri et al. 2024, section 3);
 accepting with probability min(1, p/q) (Leviathan et al. 2023) would let outputs depend on the
 drafter.
@@ -32,11 +33,6 @@ from keifu.text.tokenizer import Tokenizer
 
 MOST = 8
 """Most tokens guessed at once."""
-FREE = {"cpu": 2.6}
-"""By device, how many tokens more cost as much as a step of one (smollm2-135m, packed weights, one
-core: 7.2 ms for one token, 2.0 ms for each further one)."""
-_FREE = 32.0
-"""The same where nothing was measured: devices that wait for memory."""
 WAIT = 16
 """Steps without guesses after they stopped paying; doubled each time that they still do not."""
 
@@ -137,14 +133,17 @@ class Pace:
 
 
 class Speculation:
-    """The guesses of one engine: made before its step, taken back after it where wrong."""
+    """The guesses of one engine: made before its step, taken back after it where wrong.
 
-    def __init__(self, drafter: Drafter, pool: StatePool) -> None:
-        self.drafter, self.pool = drafter, pool
+    Args:
+        free: what its steps cost for themselves, in tokens (`Runner.free`).
+    """
+
+    def __init__(self, drafter: Drafter, pool: StatePool, free: float) -> None:
+        self.drafter, self.pool, self.free = drafter, pool, free
         self.drafts = self.drafted = self.accepted = 0
         """Steps of an output with guesses, tokens guessed, and those that were right."""
         self._paces: WeakKeyDictionary[Output, Pace] = WeakKeyDictionary()
-        self._free = FREE.get(pool.device.type, _FREE)
 
     def worth(self, rows: int) -> float:
         """How likely a guess must be right to pay, in a step of so many outputs.
@@ -152,8 +151,8 @@ class Speculation:
         A step costs as much as `free` + rows tokens and makes one for each output; a guess costs
         one more, and its making.
         """
-        price = 1.0 + self.drafter.price * (self._free + 1.0)
-        return rows * price / (self._free + rows)
+        price = 1.0 + self.drafter.price * (self.free + 1.0)
+        return rows * price / (self.free + rows)
 
     def draft(self, outputs: Sequence[Output]) -> None:
         """Fill the outputs' `guessed`, as far as it pays and the state has room for it."""

@@ -9,6 +9,7 @@ from keifu.families import families
 from keifu.inference.lowering import Unplanned
 from keifu.inference.plans import Plan
 from keifu.inference.runner import TorchRunner, step_of
+from keifu.inference.speculation import MOST
 from keifu.nn.kernels import native
 from keifu.nn.kernels.formats import Packed
 from keifu.nn.linear import Linear, Weight
@@ -199,6 +200,39 @@ def test_rows_do_not_depend_on_their_batch(name: str) -> None:
     with torch.inference_mode():
         together, alone = logits([0, 1, 2]), [logits([r]) for r in range(3)]
     assert torch.equal(together, torch.cat(alone))
+
+
+@pytest.mark.parametrize("level", native.features())
+@pytest.mark.parametrize("kind", ["f32", "q4_1"])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "griffin", "mamba", "mamba2"])
+def test_a_few_tokens_at_once_have_the_bits_of_tokens_alone(
+    name: str, kind: str, level: str
+) -> None:
+    """Up to a draft and the token before it, over a past of several spans."""
+    model, best = model_of(name), native.current()
+    for module in list(model.modules()):
+        packs = isinstance(module, Weight) and module.weight is not None
+        if packs and kind != "f32" and module.inputs % 32 == 0:
+            module.pack([Packed.quantize(module.weight.detach(), kind)])
+    pool = StatePool(model.spec.entries(), budget=1 << 22, dtype=torch.bfloat16)
+    native.force(level)
+    plan = Plan(model, pool, 256)
+    ids = torch.randint(0, 90, (140,), generator=torch.Generator().manual_seed(0)).tolist()
+    found = []
+    for rest in ([1] * (1 + MOST), [1 + MOST], [3, 4, MOST - 6]):
+        state, at, out = pool.open(), 0, []
+        for n in (20, 20, 20, 20, 20, 20, *rest):
+            pool.reserve(state, n)
+            step = step_of([state], [n], [256], torch.device("cpu"))
+            with torch.inference_mode():
+                out.append(plan.run(ids[at : at + n], step, [state], range(n)).clone())
+            pool.advance(state, n)
+            at += n
+        found.append(torch.cat(out)[-1 - MOST :])
+        pool.free(state)
+    native.force(best)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
 
 
 @pytest.mark.parametrize("sinks", [0, 1, 4])

@@ -300,7 +300,7 @@ def test_guesses_stop_where_they_do_not_pay_and_come_back_where_they_do() -> Non
 def test_a_full_batch_wants_likelier_guesses() -> None:
     """With A = 2.6 tokens' price fixed a step, one of 16 outputs gains by q > 16 / 18.6."""
     pool = StatePool(built("llama").spec.entries(), budget=1 << 20)
-    speculation = Speculation(Told([]), pool)
+    speculation = Speculation(Told([]), pool, 2.6)
     assert speculation.worth(1) == pytest.approx(1 / 3.6)
     assert speculation.worth(16) == pytest.approx(16 / 18.6)
 
@@ -310,7 +310,7 @@ def drawn_pairs(certain: bool) -> float:
     logits = torch.tensor([[0.9, 0.1, -0.6, 0.3], [-0.5, 1.0, 0.2, 0.0], [0.0, 0.0, 0.0, 0.0]])
     other = torch.tensor([[0.1, 0.8, 0.3, -0.2], [0.9, 0.2, -0.4, 0.5]])
     pool = StatePool([{}], budget=1 << 10)
-    speculation = Speculation(Told([]), pool)
+    speculation = Speculation(Told([]), pool, 2.6)
     counts = torch.zeros(4, 4)
     for seed in range(4000):
         job = Job((1,), Sampling(seed=seed), Stream(), frozenset(), 32)

@@ -6,7 +6,7 @@
  * lanes. */
 
 enum {
-    FEW = 4,      /* rows in a run that are worth it */
+    FEW = 12,     /* rows in a run that are worth it; fewer have the bits of rows alone */
     VECTORS = 4,  /* heads at once */
     SLOTS = 32,   /* slots of a chunk: what fits the first cache with its keys */
     WIDE_TILE = LANES == 16 ? 8 : 4, /* rows of a product that registers hold, for 2 or 3 vectors */
