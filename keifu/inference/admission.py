@@ -10,6 +10,7 @@ import torch
 
 from keifu.core.errors import KeifuError
 from keifu.inference.beam import Beams
+from keifu.inference.meter import Meter
 from keifu.inference.request import Delta
 from keifu.inference.sequence import Sequence as Output
 from keifu.nn.pages import OutOfState
@@ -52,10 +53,11 @@ class Admission:
         self,
         pool: StatePool,
         parallel: int,
-        search: Callable[[Output], Beams],
+        search: Callable[[Output, Meter], Beams],
         store: Callable[[Output], None],
     ) -> None:
         self.pool, self.parallel, self._search, self._store = pool, parallel, search, store
+        self.meter = Meter()
         self.waiting: deque[Output] = deque()
         self.running: list[Output] = []
         self.searches: list[Beams] = []
@@ -117,7 +119,7 @@ class Admission:
             if not output.started:
                 output.started = time.monotonic()
             if output.job.sampling.beams > 1:
-                self.searches.append(self._search(output))
+                self.searches.append(self._search(output, self.meter))
             else:
                 self.running.append(output)
 
@@ -142,6 +144,7 @@ class Admission:
                         raise
                     last = max(self.running, key=lambda o: (o.job.sampling.priority, o.job.arrived))
                     self.drop(last)
+                    self.meter.preempted += 1
                     self.waiting.appendleft(last)
 
     def run(
@@ -193,12 +196,27 @@ class Admission:
             self.pool.free(output.state)
             output.state = None
 
+    def search(self) -> None:
+        """One step of every beam search."""
+        for search in list(self.searches):
+            try:
+                done = search.step()
+            except OutOfState:
+                self.postpone(search)
+                continue
+            except Exception as error:
+                search.fail(told(error))
+                done = True
+            if done:
+                self.searches.remove(search)
+
     def postpone(self, search: Beams) -> None:
         """Let a search that finds no room begin again when others have left; alone it fails."""
         self.searches.remove(search)
         if self.running or self.searches:
             output = search.again()
             output.postponed = True
+            self.meter.preempted += 1
             self.waiting.appendleft(output)
             return
         search.fail(
@@ -213,6 +231,7 @@ class Admission:
         if delta.finish:
             self.finish(output, delta)
         else:
+            self.meter.sent(output, delta)
             output.job.stream.put(delta)
 
     def finish(self, output: Output, delta: Delta) -> None:
@@ -223,6 +242,7 @@ class Admission:
         if output in self.waiting:
             self.waiting.remove(output)
         job = output.job
+        self.meter.sent(output, delta)
         job.stream.put(delta)
         if not any(o.job is job for o in (*self.running, *self.waiting)):
             job.stream.close()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from keifu.core.errors import KeifuError
+from keifu.inference.meter import Meter
 from keifu.inference.sampling import NEVER
 from keifu.inference.sequence import Sequence as Output
 from keifu.nn.pages import OutOfState
@@ -33,8 +34,8 @@ class _Beam:
 class Beams:
     """The search of one request; `step` until it says that it is done."""
 
-    def __init__(self, output: Output, pool: StatePool, forward: Forward) -> None:
-        self.job, self.pool, self.forward = output.job, pool, forward
+    def __init__(self, output: Output, pool: StatePool, forward: Forward, meter: Meter) -> None:
+        self.job, self.pool, self.forward, self.meter = output.job, pool, forward, meter
         self.width, self.tokenizer = output.job.sampling.beams, output.tokenizer
         self.running = [_Beam(output, 0.0, [])]
         self.finished: list[tuple[float, list[int], list[Tensor]]] = []
@@ -154,6 +155,7 @@ class Beams:
             output = Output(self.job, index, self.tokenizer)
             for token, row in zip(tokens, rows, strict=True):
                 delta = output.accept(token, row)
+                self.meter.sent(output, delta, live=False)
                 self.job.stream.put(delta)
                 if delta.finish:
                     break

@@ -22,6 +22,7 @@ from keifu.inference.beam import Beams
 from keifu.inference.grammar import Grammars
 from keifu.inference.intake import Ask, Intake, check_ids
 from keifu.inference.kept import Kept
+from keifu.inference.meter import Statistics, statistics
 from keifu.inference.prefixes import Prefixes
 from keifu.inference.request import Sampling
 from keifu.inference.rules import Rules
@@ -99,8 +100,7 @@ class Engine:
         self.compute = None if dtype == torch.float32 else dtype
         # Forks of one request (n, beams) take slots of their own beyond `parallel`.
         kept: dict[str, Any] = {"dtype": dtype, "device": device, "places": places}
-        kept["slots"] = parallel + 64
-        self.pool = StatePool(model.spec.entries(), budget=budget, **kept)
+        self.pool = StatePool(model.spec.entries(), budget=budget, slots=parallel + 64, **kept)
         self.context = min(context, self.pool.reach(CHUNK))
         self.source_context = min([source_context or 2**62, *self.pool.room().values()])
         self.source_vocab = source_vocab or tokenizer.vocab_size
@@ -114,7 +114,7 @@ class Engine:
         self._queue = Admission(
             self.pool,
             parallel,
-            lambda output: Beams(output, self.pool, self._forward),
+            lambda output, meter: Beams(output, self.pool, self._forward, meter),
             self.prefixes.store,
         )
         self.grammars = Grammars(tokenizer, self.end_ids)
@@ -217,6 +217,10 @@ class Engine:
         found: Tensor = self.call(run)
         return found
 
+    def statistics(self) -> Statistics:
+        """What it has counted, and how it is now. Safe from any thread."""
+        return statistics(self._queue, self.prefixes, self.speculation)
+
     def close(self) -> None:
         """Stop; what runs or waits ends as cancelled."""
         with self._wake:
@@ -266,17 +270,7 @@ class Engine:
         ready = [o for o in queue.running if o.pending == 1 and o.generated > 0]
         for outputs in [[o] for o in ready] if self.deterministic else [ready][: len(ready)]:
             queue.run(outputs, self._count, self._decode)
-        for search in list(queue.searches):
-            try:
-                done = search.step()
-            except OutOfState:
-                queue.postpone(search)
-                continue
-            except Exception as error:
-                search.fail(told(error))
-                done = True
-            if done:
-                queue.searches.remove(search)
+        queue.search()
 
     def _encode(self) -> None:
         """Encode waiting sources; where several fail together, each on its own."""
@@ -324,6 +318,7 @@ class Engine:
         step = step_of(states, lengths, limits, self.device, self.compute, memories, marks, coarse)
         runner = next(r for r in runners or self.runners if r.takes(lengths, states))
         logits = runner.run(ids, step, states, select)
+        self._queue.meter.step(lengths if runners is None else ())
         for output, state, n in zip(outputs, states, lengths, strict=True):
             self.pool.advance(state, n, undoable=bool(runners or output.guessed))
             output.memories = {}

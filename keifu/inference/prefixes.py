@@ -49,7 +49,7 @@ class Prefixes:
             output.branch = self.tree.common(key, tokens)
         found = self.tree.fill(state, key, tokens, self._by or 1)
         if not output.generated and output.index == 0:
-            job.cached = found
+            job.sought, job.cached = len(tokens), found
 
     def store(self, output: Output) -> None:
         """Keep what an output has read."""

@@ -57,6 +57,8 @@ class Job:
     read: int = 0
     """Tokens that the request gave: its usage."""
     arrived: float = field(default_factory=time.monotonic)
+    sought: int = 0
+    """Tokens of its prompt that were looked for among what was read before."""
     cached: int = 0
     """Tokens of its past and its prompt that were not read again."""
     past: Kept | None = None
@@ -94,7 +96,8 @@ class Sequence:
         self.drafted = self.accepted = 0
         """Tokens guessed so far, and those that were right."""
         self.finish: FinishReason | None = None
-        self.started = self.first = 0.0
+        self.started = self.first = self.last = 0.0
+        """When it was let in, and had its first and its latest token."""
         self.branch = 0
         """Where others went on differently: recurrent state is kept there."""
         self.passed = 0

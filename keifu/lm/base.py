@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from keifu.core.errors import KeifuError, unknown
+from keifu.inference.meter import Statistics
 from keifu.inference.request import Completion, Message, ParameterError, Sampling, Score
 from keifu.inference.stream import Stream
 
@@ -204,6 +205,10 @@ class LM(ABC):
         """One vector a text, and what they cost."""
         asked = EmbedOptions.of(options)
         return asyncio.run(self.aembeddings(texts, asked, progress=progress))
+
+    def statistics(self) -> Statistics | None:
+        """What its engine counts, now; None where the model runs elsewhere or has no engine."""
+        return None
 
     def close(self) -> None:  # noqa: B027 (most have nothing to free)
         """Free what the model holds; running requests end as cancelled."""

@@ -11,6 +11,7 @@ from keifu.core.errors import KeifuError, unknown
 from keifu.inference.constraint import Constraint
 from keifu.inference.engine import Engine
 from keifu.inference.kept import Kept
+from keifu.inference.meter import Statistics
 from keifu.inference.request import Delta, Message, Sampling, Score
 from keifu.inference.stream import Stream
 from keifu.lm.base import LM, ChatOptions, Prompt
@@ -154,6 +155,10 @@ class LocalLM(LM):
             "chat_template": templates.get("default"),
             "vocab_size": tokenizer.vocab_size,
         }
+
+    def statistics(self) -> Statistics:
+        """What the engine counts."""
+        return self.engine.statistics()
 
     def close(self) -> None:
         """Stop the engine."""

@@ -232,6 +232,16 @@ class StatePool:
         """Tokens that can still be reserved (in whole pages), once what is kept gives way."""
         return min((g.idle * self.page for g in self.groups), default=2**62)
 
+    @property
+    def used(self) -> float:
+        """The fullest part of the budget, 0 to 1, less what is kept but gives way."""
+        groups = [*self.groups, *(m.pages for m in self.memories.values())]
+        parts = [1 - group.idle / group.pages for group in groups]
+        slots = next((tensor.shape[0] for tensor in self.fixed.values()), 0)
+        if slots:
+            parts.append(1 - len(self._free_slots) / slots)
+        return max(parts, default=0.0)
+
     def room(self) -> dict[str, int]:
         """How long a memory of each source may be, with the pool to itself."""
         return {source: g.pages.pages * self.page for source, g in self.memories.items()}
