@@ -9,7 +9,7 @@ import re
 import sys
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from keifu.cli.model import DEFAULT, REMOTE, ModelOptions
 from keifu.cli.options import Fields, Option
@@ -55,6 +55,8 @@ class Offer:
     """Read every text from its beginning, also what begins like an earlier one"""
     deterministic: bool = False
     """Compute the same to the last bit whatever else runs (slower: one request a step)"""
+    metrics_compat: Literal["vllm", "none"] = "vllm"
+    """Under whose names /metrics has its numbers besides our own"""
     idle_unload: float | None = field(default=None, metadata={"option": Option(min=0)})
     """Free a model after so many seconds without work"""
     offline: bool = False
@@ -137,7 +139,7 @@ def command(
     The first line printed is the address; a curl and a Python snippet follow. Ctrl-C lets running
     requests end; a second Ctrl-C does not.
     """
-    needed = ("uvicorn", "httptools", "starlette", "pydantic")
+    needed = ("uvicorn", "httptools", "starlette", "pydantic", "prometheus_client")
     missing = [module for module in needed if not importlib.util.find_spec(module)]
     if missing:
         raise KeifuError(f"serving needs {', '.join(missing)}: pip install 'keifu[serve]'")
@@ -176,7 +178,8 @@ def _service(offer: Offer, limits: Limits, access: Access, strict: bool) -> Serv
 
     offered = offers(offer.model, offer.alias)
     models = Models(offered, offer.load, offer.idle_unload, quiet_heap)
-    return service(models, limits=limits, access=access, strict=strict)
+    compat = offer.metrics_compat
+    return service(models, limits=limits, access=access, strict=strict, compat=compat)
 
 
 def size(text: str) -> int:

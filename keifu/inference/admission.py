@@ -183,6 +183,7 @@ class Admission:
     def _again(self, output: Output) -> None:
         """Let an output wait, and be read from the beginning."""
         self.drop(output, store=False)
+        self.meter.preempted += 1
         self.waiting.appendleft(output)
 
     def drop(self, output: Output, *, store: bool = True) -> None:

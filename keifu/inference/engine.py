@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from keifu.core.errors import KeifuError
-from keifu.inference.admission import Admission, told
+from keifu.inference.admission import Admission
 from keifu.inference.beam import Beams
 from keifu.inference.grammar import Grammars
 from keifu.inference.intake import Ask, Intake, check_ids

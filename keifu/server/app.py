@@ -21,21 +21,36 @@ from keifu.server.embeddings import embeddings
 from keifu.server.endpoint import Post, Service
 from keifu.server.gate import Gate
 from keifu.server.guard import Guard
+from keifu.server.health import Everyone, alone, health
 from keifu.server.messages import count_tokens, messages
+from keifu.server.metrics import metrics
 from keifu.server.models import Models
-from keifu.server.settings import Access, Limits
+from keifu.server.settings import Access, Compat, Limits
 
 
 def service(
-    models: Models, *, limits: Limits | None = None, access: Access | None = None, strict: bool
+    models: Models,
+    *,
+    limits: Limits | None = None,
+    access: Access | None = None,
+    strict: bool,
+    compat: Compat = "vllm",
 ) -> Service:
     """Everything the routes share, made of the models and the settings."""
     bounds = limits or Limits()
-    return Service(models, Gate(bounds), bounds, access or Access(), strict)
+    return Service(models, Gate(bounds), bounds, access or Access(), strict, compat)
 
 
-def build(shared: Service, on_loaded: Callable[[], None] = lambda: None) -> ASGIApp:
-    """The application; it loads the first model in the background and then calls `on_loaded`."""
+def build(
+    shared: Service,
+    on_loaded: Callable[[], None] = lambda: None,
+    everyone: Everyone | None = None,
+) -> ASGIApp:
+    """The application; it loads the first model in the background and then calls `on_loaded`.
+
+    `everyone` asks all processes behind the address, where there is more than this one.
+    """
+    everyone = everyone or alone(shared)
 
     @asynccontextmanager
     async def life(app: Any) -> AsyncIterator[None]:
@@ -63,7 +78,8 @@ def build(shared: Service, on_loaded: Callable[[], None] = lambda: None) -> ASGI
         Route("/v1/models", _models(shared)),
         Route("/v1/models/{name:path}/reload", _reload(shared), methods=["POST"]),
         Route("/v1/models/{name:path}", _model(shared)),
-        Route("/health", _health(shared)),
+        Route("/health", health(everyone)),
+        Route("/metrics", metrics(everyone, shared.compat)),
         Route("/ping", _ping),
         Route("/version", _version),
     ]
@@ -74,7 +90,7 @@ def build(shared: Service, on_loaded: Callable[[], None] = lambda: None) -> ASGI
             Route(f"{prefix}/tokenizer_info", tokens.tokenizer_info(shared)),
         ]
     router = Router(routes, redirect_slashes=False, default=_nothing, lifespan=life)
-    return Guard(router, shared.access)
+    return Guard(router, shared.access, shared.gate.answered)
 
 
 async def _nothing(scope: Scope, receive: Receive, send: Send) -> None:
@@ -101,28 +117,6 @@ def _reload(shared: Service) -> Callable[[Request], Any]:
         with shared.gate.admit():
             slot = await shared.models.reload(request.path_params["name"])
         return JSONResponse(slot.card())
-
-    return route
-
-
-def _health(shared: Service) -> Callable[[Request], Any]:
-    async def route(request: Request) -> JSONResponse:
-        gate = shared.gate
-        state = "ok" if shared.models.started else "loading"
-        if shared.models.failure is not None:
-            state = "failed"
-        if gate.draining:
-            state = "draining"
-        counts = {
-            "running": gate.running,
-            "waiting": gate.admitted - gate.running,
-            "total": gate.total,
-            "refused_total": gate.refused,
-            "cancelled_total": gate.cancelled,
-        }
-        ready = state == "ok"
-        headers = {} if ready else {"retry-after": "1"}
-        return JSONResponse({"status": state, "requests": counts}, 200 if ready else 503, headers)
 
     return route
 

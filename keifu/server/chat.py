@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import secrets
 import time
 from collections.abc import AsyncGenerator, Mapping
@@ -47,7 +46,7 @@ async def chat(call: Call, lm: LM, body: ChatBody) -> Reply:
     """Answer a conversation."""
     wanted = options.chat(body, lm)
     messages = options.conversation(body.messages)
-    start = functools.partial(lm.chat_stream, messages, **wanted)
+    start = Start(lm.chat_stream, messages, wanted)
     writer = _Writer(body, body.model or lm.name)
     if body.stream:
         return Events(writer.stream(call, start))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -61,7 +60,7 @@ async def completions(call: Call, lm: LM, body: CompletionBody) -> Reply:
         body=body,
         top=head("text_completion", "cmpl", body.model or lm.name),
         echoes=echoes or [""] * len(given),
-        starts=[functools.partial(lm.complete_stream, prompt, **wanted) for prompt in given],
+        starts=[Start(lm.complete_stream, prompt, wanted) for prompt in given],
         keep=1 if body.n is None else body.n,
     )
     if body.stream:

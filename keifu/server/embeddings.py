@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 
+from keifu.inference.request import Delta, Usage
 from keifu.lm.base import LM, EmbedOptions
 from keifu.server.bodies import EmbeddingBody
 from keifu.server.completions import prompts
@@ -30,8 +31,11 @@ async def embeddings(call: Call, lm: LM, body: EmbeddingBody) -> Reply:
         normalize=body.normalize,
         prompt=body.prompt_name,
     )
-    async with call.gate.place(call.deadline):
-        made = await lm.aembeddings(texts, options)
+    with call.watch({}) as watch:
+        async with call.gate.place(call.deadline):
+            watch.placed()
+            made = await lm.aembeddings(texts, options)
+            watch.take(Delta(finish="stop", usage=Usage(made.tokens)))
     vectors = made.vectors
     if body.dimensions is not None:
         if body.dimensions > len(vectors[0]):

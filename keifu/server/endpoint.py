@@ -19,8 +19,8 @@ from keifu.server.generate import Call
 from keifu.server.intake import Gone, parse, read_body
 from keifu.server.models import Models
 from keifu.server.options import ignored
-from keifu.server.settings import Access, Limits
-from keifu.server.sse import HEADERS, Events, send_events
+from keifu.server.settings import Access, Compat, Limits
+from keifu.server.sse import HEADERS, Events, SlowReader, send_events
 
 B = TypeVar("B", bound=Body)
 Reply = dict[str, Any] | Events
@@ -36,6 +36,7 @@ class Service:
     limits: Limits
     access: Access
     strict: bool = False
+    compat: Compat = "vllm"
 
 
 class Post(Generic[B]):
@@ -59,11 +60,17 @@ class Post(Generic[B]):
                 id=scope["state"]["request_id"],
                 gate=service.gate,
                 limits=service.limits,
+                tally=service.models.find(body.model).tally,
                 deadline=asyncio.get_running_loop().time() + service.limits.deadline,
                 ignored=ignored(body, service.strict),
             )
             answer = self._answer(call, body, scope, receive, send)
-            if not await until_disconnect(receive, answer):
+            try:
+                stayed = await until_disconnect(receive, answer)
+            except SlowReader:
+                service.gate.cancelled += 1
+                raise
+            if not stayed:
                 service.gate.cancelled += 1
 
     async def _answer(

@@ -48,6 +48,11 @@ class ApiError(Exception):
         self.status, self.message, self.code, self.param = status, message, code, param
         self.retry_after, self.retry = retry_after, retry
 
+    @property
+    def reason(self) -> str:
+        """One of the few words that errors are counted under."""
+        return self.code or OPENAI_TYPES.get(self.status, "server_error")
+
     def headers(self) -> dict[str, str]:
         """What tells a client library when to try again, and when not to."""
         found: dict[str, str] = {}

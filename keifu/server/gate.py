@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
@@ -23,9 +24,24 @@ class Gate:
         self.draining = False
         self.admitted = 0
         self.running = 0
-        self.total = self.refused = self.cancelled = 0
+        self.total = self.cancelled = self.failed = 0
+        """Requests that were let in, whose client left, whose answer was a bug of ours."""
+        self.rejected = Counter[str]()
+        """Requests that were answered with another error, by reason."""
         self._seconds = 1.0
         self._places = asyncio.Semaphore(limits.parallel)
+
+    @property
+    def refused(self) -> int:
+        """Requests for which there was no place."""
+        return self.rejected["queue_full"]
+
+    def answered(self, error: ApiError) -> None:
+        """An error was the answer."""
+        if error.status == 500:
+            self.failed += 1
+        else:
+            self.rejected[error.reason] += 1
 
     @contextmanager
     def admit(self) -> Iterator[None]:
@@ -33,7 +49,6 @@ class Gate:
         if self.draining:
             raise ApiError(503, "the server is stopping", code="overloaded", retry_after=5)
         if self.admitted >= self.limits.parallel + self.limits.queue:
-            self.refused += 1
             wait = self._seconds * self.limits.queue / self.limits.parallel
             message = f"{self.admitted} requests are waiting or running: try again later"
             again = min(60, max(1, round(wait)))

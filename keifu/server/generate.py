@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from keifu.inference.request import Delta
 from keifu.inference.stream import Stream
 from keifu.server.errors import ApiError
 from keifu.server.gate import Gate
 from keifu.server.settings import Limits
+from keifu.server.tally import Tally, Watch
 
 T = TypeVar("T")
-Start = Callable[[], Stream]
+
+
+@dataclass(frozen=True)
+class Start:
+    """A generation that can be begun: `make(prompt, **options)`."""
+
+    make: Callable[..., Stream]
+    prompt: Any
+    options: Mapping[str, Any]
+
+    def __call__(self) -> Stream:
+        """Submit it."""
+        return self.make(self.prompt, **self.options)
 
 
 @dataclass
@@ -25,9 +39,16 @@ class Call:
     id: str
     gate: Gate
     limits: Limits
+    tally: Tally
+    """Of the model that is asked."""
     deadline: float
     """In the event loop's time."""
     ignored: list[str] = field(default_factory=list)
+    arrived: float = field(default_factory=time.monotonic)
+
+    def watch(self, options: Mapping[str, Any]) -> Watch:
+        """Counts one generation, or what else is asked of the model."""
+        return Watch(self.tally, self.arrived, options)
 
 
 async def in_thread(work: Callable[[], T]) -> T:
@@ -53,20 +74,23 @@ async def _begin(start: Start) -> Stream:
 async def one(call: Call, start: Start) -> AsyncGenerator[Delta, None]:
     """The deltas of one prompt; past the deadline it ends early, with finish "length"."""
     loop = asyncio.get_running_loop()
-    async with call.gate.place(call.deadline):
-        stream = await _begin(start)
-        timer = loop.call_at(call.deadline, stream.cancel)
-        try:
-            async for delta in stream:
-                if delta.finish == "cancelled":
-                    yield replace(delta, finish="length")
-                elif delta.finish == "error":
-                    raise ApiError(500, "the model failed while it generated")
-                else:
-                    yield delta
-        finally:
-            timer.cancel()
-            stream.cancel()
+    with call.watch(start.options) as watch:
+        async with call.gate.place(call.deadline):
+            watch.placed()
+            stream = await _begin(start)
+            watch.began()
+            timer = loop.call_at(call.deadline, stream.cancel)
+            try:
+                async for delta in stream:
+                    if delta.finish == "error":
+                        raise ApiError(500, "the model failed while it generated")
+                    late = delta.finish == "cancelled"
+                    told = replace(delta, finish="length") if late else delta
+                    watch.take(told)
+                    yield told
+            finally:
+                timer.cancel()
+                stream.cancel()
 
 
 async def many(call: Call, starts: Sequence[Start]) -> AsyncGenerator[tuple[int, Delta], None]:

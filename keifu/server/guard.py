@@ -8,6 +8,7 @@ import ipaddress
 import re
 import secrets
 import time
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -25,8 +26,9 @@ _ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 class Guard:
     """Checks host, origin and key before anything else; adds the request id; answers errors."""
 
-    def __init__(self, app: ASGIApp, access: Access) -> None:
-        self._app, self._access = app, access
+    def __init__(self, app: ASGIApp, access: Access, answered: Callable[[ApiError], None]) -> None:
+        """`answered` hears of every error that was an answer."""
+        self._app, self._access, self._answered = app, access, answered
         self._key = _digest(access.key) if access.key else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -70,6 +72,7 @@ class Guard:
         except Exception as raised:
             error = translate(raised, request_id, scope["path"])
             if not status:
+                self._answered(error)
                 code, body = render(error, scope["path"])
                 answer = JSONResponse(body, status_code=code, headers=error.headers())
                 await answer(scope, receive, wrapped)

@@ -35,7 +35,7 @@ async def messages(call: Call, lm: LM, body: MessagesBody) -> Reply:
     options.checked(wanted, body, lm)
     wanted |= chat_options(body)
     given = conversation(body)
-    start = functools.partial(lm.chat_stream, given, **wanted)
+    start = Start(lm.chat_stream, given, wanted)
     single = bool(body.tool_choice and body.tool_choice.get("disable_parallel_tool_use"))
     top = {
         "id": f"msg_{secrets.token_hex(12)}",

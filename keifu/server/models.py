@@ -16,6 +16,7 @@ from typing import Any, Literal
 from keifu.core.errors import KeifuError, nearest
 from keifu.lm.base import LM
 from keifu.server.errors import ApiError, log, shown
+from keifu.server.tally import Tally
 
 State = Literal["unloaded", "loading", "ready", "failed"]
 
@@ -86,6 +87,7 @@ class Slot:
     timer: asyncio.TimerHandle | None = None
     closing: asyncio.Task[None] | None = None
     renewal: asyncio.Task[None] | None = None
+    tally: Tally = field(default_factory=Tally)
 
     def card(self) -> dict[str, Any]:
         """The model's entry in /v1/models."""

@@ -10,7 +10,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -21,11 +21,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from keifu.core.errors import KeifuError
 from keifu.server.app import build
 from keifu.server.endpoint import Service
+from keifu.server.errors import log
+from keifu.server.health import Report, report
 from keifu.server.settings import Limits
 
 APP = "keifu"
 _SPARE = 16
 """Requests a replica takes beyond what its gate admits, so that the gate answers 429 itself."""
+
+_PATIENCE = 2.0
+"""Seconds in which every replica says what it counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,19 +52,40 @@ class Replica:
     """One engine process: it counts as ready once its first model is loaded."""
 
     async def __init__(  # type: ignore[misc]  # Ray awaits it
-        self, make: Callable[[], Service]
+        self, make: Callable[[], Service], replicas: int
     ) -> None:
         shared = make()
         await shared.models.start()
         if shared.models.failure is not None:
             raise RuntimeError(f"{_MARK}{shared.models.failure}{_MARK}")
-        self._shared = shared
+        self._shared, self._replicas = shared, replicas
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """What Ray Serve's proxy passes requests to."""
         from ray import serve
 
-        return tagged(build(self._shared), serve.get_replica_context().replica_id.unique_id)
+        app = build(self._shared, everyone=self._everyone)
+        return tagged(app, serve.get_replica_context().replica_id.unique_id)
+
+    async def report(self) -> Report:
+        """What this one says of itself; the others ask."""
+        from ray import serve
+
+        rank = serve.get_replica_context().rank.rank
+        return report(self._shared, rank, self._replicas)
+
+    async def _everyone(self) -> Sequence[Report]:
+        """What all say; of those that do not answer in time, nobody does."""
+        from ray import serve
+
+        told = serve.get_deployment_handle(APP, APP).broadcast("report")
+        try:
+            found = await told.results_async(timeout_s=_PATIENCE, return_exceptions=True)
+        except Exception:  # Ray's own: one hangs, or this one is on its way out
+            log.warning("not all replicas answered", exc_info=True)
+            found = [await self.report()]
+        reports = [each for each in found if isinstance(each, Report)]
+        return sorted(reports, key=lambda each: each.engine)
 
     def __del__(self) -> None:
         """Whoever is still here when the replica goes is told so."""
@@ -125,7 +151,7 @@ def deployed(fleet: Fleet) -> Iterator[None]:
         try:
             serve.start(http_options=http, proxy_location="HeadOnly")
             try:
-                serve.run(kind.bind(fleet.make), name=APP, route_prefix="/")
+                serve.run(kind.bind(fleet.make, fleet.replicas), name=APP, route_prefix="/")
             except RuntimeError as error:
                 raise KeifuError(_reason(str(error))) from None
             yield

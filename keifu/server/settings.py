@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+Compat = Literal["vllm", "none"]
+"""Under whose names /metrics has its numbers besides our own."""
 
 
 @dataclass(frozen=True, kw_only=True)
