@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -22,37 +21,24 @@ Labels = tuple[tuple[str, str], ...]
 Value = float | Histogram
 Found = Sequence[tuple[Labels, Value]]
 """Values of one model, by the labels that they have besides the model's and the engine's."""
+Read = Callable[[Tally, Statistics | None], Found]
+"""Takes them out of what the server counts of the model, and of its engine where it has one."""
 
 
-@dataclass(frozen=True)
-class Row:
-    """One metric of a model: its name without a prefix, and where its values are."""
-
-    name: str
-    kind: Literal["gauge", "counter", "histogram"]
-    help: str
-    read: Callable[[Tally, Statistics | None], Found]
-    older: tuple[str, ...] = ()
-    """What vLLM called it once; boards ask for these, too."""
+Row = tuple[str, Read]
+"""A metric of a model, by its name without a prefix: what it is, and where its values are."""
 
 
-def _of(read: Callable[[Tally], Value]) -> Callable[[Tally, Statistics | None], Found]:
-    """What the server counts."""
+def _of(read: Callable[[Tally], Value]) -> Read:
     return lambda tally, engine: [((), read(tally))]
 
 
-def _in(read: Callable[[Statistics], Value]) -> Callable[[Tally, Statistics | None], Found]:
-    """What an engine counts, where there is one."""
-    return lambda tally, engine: [] if engine is None else [((), read(engine))]
+def _in(read: Callable[[Statistics], Value | None]) -> Read:
+    def found(tally: Tally, engine: Statistics | None) -> Found:
+        value = None if engine is None else read(engine)
+        return [] if value is None else [((), value)]
 
-
-def _guessed(index: int) -> Callable[[Tally, Statistics | None], Found]:
-    def read(tally: Tally, engine: Statistics | None) -> Found:
-        if engine is None or engine.guesses is None:
-            return []
-        return [((), engine.guesses[index])]
-
-    return read
+    return found
 
 
 def _running(tally: Tally, engine: Statistics | None) -> Found:
@@ -82,78 +68,45 @@ def _cache(tally: Tally, engine: Statistics | None) -> Found:
     return [(tuple((name, str(value)) for name, value in labels.items()), 1)]
 
 
-ROWS = (
-    Row("num_requests_running", "gauge", "Requests at work.", _running),
-    Row("num_requests_waiting", "gauge", "Requests that wait for a place or room.", _waiting),
-    Row(
-        "kv_cache_usage_perc",
-        "gauge",
-        "Share of the state budget that requests hold, 0 to 1.",
-        _in(lambda e: e.used),
-        ("gpu_cache_usage_perc",),
-    ),
-    Row("cache_config_info", "gauge", "How state is kept; always 1.", _cache),
-    Row("prompt_tokens", "counter", "Tokens of prompts.", _in(lambda e: e.meter.prompt)),
-    Row("generation_tokens", "counter", "Tokens generated.", _in(lambda e: e.meter.generated)),
-    Row("request_success", "counter", "Outputs that ended, by reason.", _ended),
-    Row(
-        "num_preemptions",
-        "counter",
-        "Requests that gave way and waited again.",
-        _in(lambda e: e.meter.preempted),
-    ),
-    Row(
-        "prefix_cache_queries",
-        "counter",
-        "Prompt tokens looked for among what was read.",
-        _in(lambda e: e.meter.sought),
-        ("gpu_prefix_cache_queries",),
-    ),
-    Row(
-        "prefix_cache_hits",
-        "counter",
-        "Prompt tokens found there.",
-        _in(lambda e: e.meter.found),
-        ("gpu_prefix_cache_hits",),
-    ),
-    Row("spec_decode_num_drafts", "counter", "Steps with guesses.", _guessed(0)),
-    Row("spec_decode_num_draft_tokens", "counter", "Tokens guessed.", _guessed(1)),
-    Row("spec_decode_num_accepted_tokens", "counter", "Guesses that were right.", _guessed(2)),
-    Row(
-        "iteration_tokens_total",
-        "histogram",
-        "Tokens of a step of the model.",
-        _in(lambda e: e.meter.steps),
-    ),
-    Row(
-        "time_to_first_token_seconds",
-        "histogram",
-        "From arrival to the first token.",
-        _of(lambda t: t.first),
-    ),
-    Row(
-        "inter_token_latency_seconds",
-        "histogram",
-        "From a token to the next.",
-        _in(lambda e: e.meter.gaps),
-        ("time_per_output_token_seconds",),
-    ),
-    Row("e2e_request_latency_seconds", "histogram", "Whole requests.", _of(lambda t: t.whole)),
-    Row("request_queue_time_seconds", "histogram", "Waiting.", _of(lambda t: t.queued)),
-    Row("request_prefill_time_seconds", "histogram", "Prompts.", _of(lambda t: t.prefill)),
-    Row("request_decode_time_seconds", "histogram", "Generating.", _of(lambda t: t.decode)),
-    Row("request_inference_time_seconds", "histogram", "Both.", _of(lambda t: t.inference)),
-    Row("request_prompt_tokens", "histogram", "Tokens of a prompt.", _of(lambda t: t.prompt)),
-    Row(
-        "request_generation_tokens",
-        "histogram",
-        "Tokens a request generated.",
-        _of(lambda t: t.generated),
-    ),
-    Row("request_params_n", "histogram", "Outputs asked for.", _of(lambda t: t.n)),
-    Row("request_params_max_tokens", "histogram", "max_tokens.", _of(lambda t: t.max_tokens)),
-)
-"""Counters' names are without the `_total` that they get."""
+GAUGES: dict[str, Row] = {
+    "num_requests_running": ("Requests at work.", _running),
+    "num_requests_waiting": ("Requests that wait for a place or for room.", _waiting),
+    "kv_cache_usage_perc": ("Share of the state budget in use, 0 to 1.", _in(lambda e: e.used)),
+    "cache_config_info": ("How state is kept; always 1.", _cache),
+}
+COUNTERS: dict[str, Row] = {
+    "prompt_tokens": ("Tokens of prompts.", _in(lambda e: e.meter.prompt)),
+    "generation_tokens": ("Tokens generated.", _in(lambda e: e.meter.generated)),
+    "request_success": ("Outputs that ended, by reason.", _ended),
+    "num_preemptions": ("Times that a request gave way.", _in(lambda e: e.meter.preempted)),
+    "prefix_cache_queries": ("Prompt tokens looked for.", _in(lambda e: e.meter.sought)),
+    "prefix_cache_hits": ("Prompt tokens found read already.", _in(lambda e: e.meter.found)),
+    "spec_decode_num_drafts": ("Steps with guesses.", _in(lambda e: e.guesses and e.guesses[0])),
+    "spec_decode_num_draft_tokens": ("Guesses.", _in(lambda e: e.guesses and e.guesses[1])),
+    "spec_decode_num_accepted_tokens": ("Right ones.", _in(lambda e: e.guesses and e.guesses[2])),
+}
+"""Names are without the `_total` that they get."""
+HISTOGRAMS: dict[str, Row] = {
+    "iteration_tokens_total": ("Tokens of a step of the model.", _in(lambda e: e.meter.steps)),
+    "time_to_first_token_seconds": ("From arrival to a first token.", _of(lambda t: t.first)),
+    "inter_token_latency_seconds": ("From a token to the next.", _in(lambda e: e.meter.gaps)),
+    "e2e_request_latency_seconds": ("From arrival to the end.", _of(lambda t: t.whole)),
+    "request_queue_time_seconds": ("Waiting.", _of(lambda t: t.queued)),
+    "request_prefill_time_seconds": ("Up to a first token.", _of(lambda t: t.prefill)),
+    "request_decode_time_seconds": ("From the first token on.", _of(lambda t: t.decode)),
+    "request_inference_time_seconds": ("Both of these.", _of(lambda t: t.inference)),
+    "request_prompt_tokens": ("Tokens of a prompt.", _of(lambda t: t.prompt)),
+    "request_generation_tokens": ("Tokens that a request made.", _of(lambda t: t.generated)),
+    "request_params_n": ("Outputs asked for.", _of(lambda t: t.n)),
+    "request_params_max_tokens": ("max_tokens, where given.", _of(lambda t: t.max_tokens)),
+}
+OLDER = {
+    "kv_cache_usage_perc": "gpu_cache_usage_perc",
+    "prefix_cache_queries": "gpu_prefix_cache_queries",
+    "prefix_cache_hits": "gpu_prefix_cache_hits",
+    "inter_token_latency_seconds": "time_per_output_token_seconds",
+}
+"""What vLLM called them once; boards ask for these, too."""
 
 
 def metrics(everyone: Everyone, compat: Compat) -> Callable[[Request], Any]:
@@ -176,46 +129,49 @@ def render(reports: Sequence[Report], compat: Compat) -> bytes:
     class Families(Collector):
         def collect(self) -> Iterator[Metric]:
             yield from _own(reports)
-            for row in ROWS:
-                yield from _families(row, reports, compat)
+            for rows in (GAUGES, COUNTERS, HISTOGRAMS):
+                for name, (words, read) in rows.items():
+                    if found := _values(read, reports):
+                        for full in _names(name, compat):
+                            yield _family(full, words, rows, found)
 
     registry = CollectorRegistry()
     registry.register(Families())
     return generate_latest(registry)
 
 
-def _families(row: Row, reports: Sequence[Report], compat: Compat) -> Iterator[Metric]:
-    """A metric under all its names."""
-    from prometheus_client.core import (
-        CounterMetricFamily,
-        GaugeMetricFamily,
-        HistogramMetricFamily,
-    )
-
-    found = [
+def _values(read: Read, reports: Sequence[Report]) -> Found:
+    """A metric's values of all models in all processes."""
+    return [
         ((("model_name", name), ("engine", str(each.engine)), *labels), value)
         for each in reports
         for name, tally in each.tallies.items()
-        for labels, value in row.read(tally, each.engines.get(name))
+        for labels, value in read(tally, each.engines.get(name))
     ]
-    if not found:
-        return
+
+
+def _names(name: str, compat: Compat) -> list[str]:
+    """All names that a metric goes by."""
+    theirs = [name, OLDER[name]] if name in OLDER else [name]
+    return [f"keifu_{name}", *(f"vllm:{other}" for other in theirs if compat == "vllm")]
+
+
+def _family(name: str, words: str, rows: Mapping[str, Row], found: Found) -> Metric:
+    from prometheus_client import core
+
     labels = [label for label, _ in found[0][0]]
-    vllm = [f"vllm:{name}" for name in (row.name, *row.older)] if compat == "vllm" else []
-    for name in (f"keifu_{row.name}", *vllm):
-        if row.kind == "histogram":
-            histogram = HistogramMetricFamily(name, row.help, labels=labels)
-            for pairs, value in found:
-                assert isinstance(value, Histogram)
-                histogram.add_metric([word for _, word in pairs], _buckets(value), value.total)
-            yield histogram
-            continue
-        kind = CounterMetricFamily if row.kind == "counter" else GaugeMetricFamily
-        family = kind(name, row.help, labels=labels)
+    if rows is HISTOGRAMS:
+        histogram = core.HistogramMetricFamily(name, words, labels=labels)
         for pairs, value in found:
-            assert not isinstance(value, Histogram)
-            family.add_metric([word for _, word in pairs], value)
-        yield family
+            assert isinstance(value, Histogram)
+            histogram.add_metric([word for _, word in pairs], _buckets(value), value.total)
+        return histogram
+    kind = core.CounterMetricFamily if rows is COUNTERS else core.GaugeMetricFamily
+    family = kind(name, words, labels=labels)
+    for pairs, value in found:
+        assert not isinstance(value, Histogram)
+        family.add_metric([word for _, word in pairs], value)
+    return family
 
 
 def _buckets(values: Histogram) -> list[tuple[str, float]]:

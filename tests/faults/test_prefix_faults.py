@@ -58,13 +58,15 @@ def test_60_what_one_client_sent_is_not_found_by_another(
 def test_20_a_client_that_leaves_after_a_hit_holds_nothing(house: Running, lm: LocalLM) -> None:
     asked(house, cache_salt="left")
     body = {"prompt": TEXT, "max_tokens": 150, "stream": True, "cache_salt": "left"}
-    url, before = f"{house.url}/v1/completions", house.gate.cancelled
+    url, counted = f"{house.url}/v1/completions", "keifu_requests_cancelled_total"
+    before = house.metric(counted)
     with (
         httpx.Client(trust_env=False) as client,
         client.stream("POST", url, json=body, timeout=60) as answer,
     ):
         next(answer.iter_raw())
-    house.wait(lambda: house.gate.cancelled == before + 1)
+    house.wait(lambda: house.metric(counted) == before + 1)
     pool = lm.engine.pool
     house.wait(lambda: pool.free_tokens == pool.capacity)
+    assert house.metric("vllm:kv_cache_usage_perc") == 0
     assert asked(house)["choices"][0]["text"]

@@ -49,7 +49,7 @@ def test_20_a_client_that_leaves_is_not_worked_for(phase: str, stream: bool) -> 
             with suppress(httpx.TimeoutException):
                 answer = client.send(request, stream=True)
                 next(answer.iter_raw(), None)
-        house.wait(lambda: house.gate.cancelled == 1)
+        house.wait(lambda: house.metric("keifu_requests_cancelled_total") == 1)
         house.wait(lambda: lm.active == (1 if phase == "queue" else 0), 0.5)
         if phase == "queue":
             first.join()
@@ -59,6 +59,10 @@ def test_20_a_client_that_leaves_is_not_worked_for(phase: str, stream: bool) -> 
             assert lm.steps < 200
         lm.prefill = 0
         house.still_good()
+        assert house.metric("keifu_requests_cancelled_total") == 1
+        for prefix in ("keifu_", "vllm:"):
+            ended = f"{prefix}request_success_total"
+            assert house.metric(ended, finished_reason="abort") == 1
 
 
 def test_21_a_reader_that_does_not_read() -> None:
@@ -76,6 +80,7 @@ def test_21_a_reader_that_does_not_read() -> None:
             house.wait(lambda: lm.active == 1)
             house.wait(lambda: house.gate.admitted == 0, 20)
             house.wait(lambda: lm.active == 0)
+        house.wait(lambda: house.metric("keifu_requests_cancelled_total") == 1)
         lm.reply = "short"
         house.still_good()
 

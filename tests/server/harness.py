@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+from prometheus_client.parser import text_string_to_metric_families
 
 from keifu.core.errors import ContextLengthError, KeifuError
 from keifu.inference.request import Delta, Sampling, Score, TokenLogprob, ToolCall, Usage
@@ -22,7 +23,7 @@ from keifu.lm.tools import HERMES, ToolReader
 from keifu.server.app import build, service
 from keifu.server.models import Models, offers
 from keifu.server.run import Server, listen
-from keifu.server.settings import Access, Limits
+from keifu.server.settings import Access, Compat, Limits
 
 BOS, EOS, FIRST = 0, 1, 3
 SPECIAL = {"<bos>": [BOS], "<eos>": [EOS]}
@@ -253,6 +254,14 @@ class Running:
             assert time.monotonic() < until, "nothing happened in time"
             time.sleep(0.01)
 
+    def metric(self, name: str, **labels: str) -> float:
+        """The one sample of /metrics that has this name and these labels."""
+        answer = self.http.get("/metrics")
+        families = text_string_to_metric_families(answer.raise_for_status().text)
+        samples = [s for family in families for s in family.samples if s.name == name]
+        (only,) = [s.value for s in samples if labels.items() <= s.labels.items()]
+        return float(only)
+
     def still_good(self) -> None:
         """The invariant of every fault: the next good request is answered, nothing lingers."""
         answer = self.chat("again", max_tokens=4)
@@ -271,6 +280,7 @@ def running(
     strict: bool = False,
     ready: bool = True,
     access: Access | None = None,
+    compat: Compat = "vllm",
     **limits: Any,
 ) -> Iterator[Running]:
     """A real uvicorn on a free port; `make(source)` is the loader."""
@@ -282,7 +292,8 @@ def running(
         return lm
 
     models = Models(offers(sources, aliases), load, idle)
-    shared = service(models, limits=Limits(**limits), access=access, strict=strict)
+    bounds = Limits(**limits)
+    shared = service(models, limits=bounds, access=access, strict=strict, compat=compat)
     bound = listen("127.0.0.1", 0)
     server = Server(build(shared), shared)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})

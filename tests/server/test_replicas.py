@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from keifu.core.errors import KeifuError
 from keifu.server.replicas import Fleet, _reason, deployed
@@ -87,6 +88,38 @@ def broken(url: str, processes: dict[str, int]) -> None:
                 os.kill(processes[cut.headers["x-replica"]], signal.SIGKILL)
 
 
+def spoken_for(url: str, codes: list[int]) -> None:
+    """Whichever replica answers, /health and /metrics tell of both, each a series of its own."""
+    one, done = len(codes) + 1, codes.count(200) + 1  # with the stream before them
+    answers, engines = [], set[str]()
+    until = time.monotonic() + 30
+    while len(engines) < 2 and time.monotonic() < until:
+        answers.append(httpx.get(f"{url}/metrics", trust_env=False, timeout=20))
+        engines.add(answers[-1].headers["x-replica"])
+    assert len(engines) == 2
+    for answer in answers:
+        found: dict[str, dict[str, float]] = {}
+        for family in text_string_to_metric_families(answer.text):
+            for sample in family.samples:
+                labels = sample.labels
+                if {"model_name": "fake", "reason": "queue_full"}.items() & labels.items():
+                    name = sample.name + labels.get("finished_reason", "")
+                    found.setdefault(name, {})[labels["engine"]] = sample.value
+        for prefix in ("vllm:", "keifu_"):
+            ended = found[f"{prefix}request_success_totalstop"]
+            assert set(ended) == {"0", "1"}
+            assert sum(ended.values()) == done
+            assert found[f"{prefix}e2e_request_latency_seconds_count"] == ended
+        refused = found["keifu_requests_rejected_total"]
+        assert sum(refused.values()) == one - done == codes.count(429)
+    health = httpx.get(f"{url}/health", trust_env=False, timeout=20).json()
+    assert health["status"] == "ok"
+    assert health["requests"]["total"] == done
+    assert health["requests"]["refused_total"] == codes.count(429)
+    assert [each["engine"] for each in health["replicas"]["each"]] == ["0", "1"]
+    assert (health["replicas"]["wanted"], health["replicas"]["ready"]) == (2, 2)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_two_replicas(house: tuple[subprocess.Popen[str], str, Path]) -> None:
@@ -109,6 +142,7 @@ def test_two_replicas(house: tuple[subprocess.Popen[str], str, Path]) -> None:
         )
     codes = [answer.status_code for answer in answers]
     assert set(codes) == {200, 429}
+    spoken_for(url, codes)
     assert len({a.headers["x-replica"] for a in answers}) == 2
 
     began = time.monotonic()
@@ -116,6 +150,7 @@ def test_two_replicas(house: tuple[subprocess.Popen[str], str, Path]) -> None:
         broken(url, before)
     assert time.monotonic() - began < 15
     after = replicas(url)
+    assert httpx.get(f"{url}/health", trust_env=False).json()["replicas"]["ready"] == 2
     assert len(after) == 2
     assert len(set(after.values()) & set(before.values())) == 1
 
