@@ -112,11 +112,12 @@ def test_rows_in_another_order() -> None:
 
 
 def test_tiled_size_is_the_file_size() -> None:
-    """Repacking keeps the bits a weight; only q4_k's scales grow (from 6 to 8 bits)."""
+    """Repacking keeps the bits a weight; q4_k's scales grow (from 6 to 8 bits), q6_k's blocks of 256
+    columns are filled up to whole cache lines, and 8 bits come in blocks of 64."""
     for name in TILED:
         packed, _ = weight(name, 64, 1024)
         assert isinstance(packed, Packed)
-        limit = packed.nbytes * (1.03 if name == "q4_k" else 1.0)
+        limit = packed.nbytes * {"q4_k": 1.03, "q6_k": 1.01}.get(name, 1.0)
         assert tiled_bytes(packed) == tile(packed).nbytes <= limit
 
 

@@ -10,30 +10,31 @@ INLINE int spans_of(const kf_op *op, const kf_step *step, int row)
     return in_run(step, row) ? 1 : (seen + kf_span(seen) - 1) / kf_span(seen);
 }
 
-/* Work is shared by slots: a span, or a group of rows that go together, belongs to the thread in
- * whose part it begins. */
+/* Pieces of the work on `rows` rows that go together: their spans, one bundle of heads at a time. */
+static int pieces_of(const kf_op *op, const kf_step *step, int row)
+{
+    return in_run(step, row) ? op->kv_heads : bundles_of(op) * spans_of(op, step, row);
+}
+
+static void attend_piece(const kf_op *op, const kf_step *step, int row, int rows, int piece)
+{
+    int spans = spans_of(op, step, row);
+    if (in_run(step, row)) attend_rows(op, step, row, rows, piece);
+    else attend_span(op, step, row, piece / spans, piece % spans);
+}
+
 static void attend(const kf_op *op, const kf_step *step, const kf_worker *worker)
 {
-    int64_t total = 0, passed = 0, from, to;
-    int bundles = bundles_of(op);
-    for (int row = 0; row < step->rows; row++)
-        total += (int64_t)kf_visible(op, step, row).seen * (in_run(step, row) ? op->kv_heads : bundles);
-    kf_share(total, worker, &from, &to);
-    for (int row = 0, rows; row < step->rows; row += rows) {
-        int64_t seen = 0;
-        rows = together(step, row);
-        for (int r = row; r < row + rows; r++) seen += kf_visible(op, step, r).seen;
-        int run = in_run(step, row), parts = run ? op->kv_heads : bundles;
-        int size = run ? (int)seen : kf_span((int)seen);
-        for (int part = 0; part < parts; part++) {
-            for (int span = 0; (int64_t)span * size < seen; span++) {
-                int64_t begin = passed + part * seen + (int64_t)span * size;
-                if (begin < from || begin >= to) continue;
-                if (run) attend_rows(op, step, row, rows, part);
-                else attend_span(op, step, row, part, span);
-            }
+    int64_t total = 0;
+    kf_pieces taken;
+    for (int row = 0; row < step->rows; row += together(step, row)) total += pieces_of(op, step, row);
+    while (kf_take(worker, total, 1, &taken)) {
+        int row = 0, rows = together(step, row), pieces = pieces_of(op, step, row);
+        while (taken.first >= pieces) {
+            taken.first -= pieces, row += rows;
+            rows = together(step, row), pieces = pieces_of(op, step, row);
         }
-        passed += seen * parts;
+        attend_piece(op, step, row, rows, (int)taken.first);
     }
 }
 

@@ -35,37 +35,32 @@ INLINE vi dot_four(const int format, vi acc, vu w, const int8_t *codes)
     return dot4(acc, w, (const quad *)codes);
 }
 
-/* Bytes that a block adds to a group, in whole cache lines. */
-#define EACH(format) ((format) == KF_Q8_0 ? 576 : (format) == KF_Q6_K ? 448 : 320)
-
 /* R rows of codes times LANES rows of a group; `part` is the first of those rows. */
 INLINE void dot_group(const int format, const int R, const int planes, const uint8_t *group,
-                      const kf_layout *at, int blocks, int part, const uint8_t *x, size_t stride, vf *out,
-                      const uint8_t *ahead)
+                      int blocks, int part, const uint8_t *x, size_t stride, vf *out)
 {
-    const uint8_t *codes = group + 4 * part, *high = group + at->high + 4 * part;
-    const uint8_t *scales = group + at->scales, *supers = group + at->supers;
+    const kf_unit u = kf_unit_of(format);
     vf sums[8], d = {0}, m = {0}, step = {0}, low = {0};
-    const size_t each = EACH(format);
     for (int r = 0; r < R; r++) sums[r] = (vf){0};
     for (int b = 0; b < blocks; b++) {
+        const uint8_t *unit = group + kf_unit_at(&u, b);
+        const uint8_t *codes = unit + b % u.blocks * u.code + 4 * part;
+        const uint8_t *high = unit + u.high + b % u.blocks * u.bits + 4 * part;
+        const uint8_t *scales = unit + u.scales + b % u.blocks * u.scale;
         vu w[8];
-        if (ahead) /* the next group's bytes, a block's part at a time: nothing else fetches them */
-            for (size_t i = 0; i < each; i += 64) __builtin_prefetch(ahead + b * each + i, 0, 2);
-        if (format == KF_Q8_0) codes_8(codes + (size_t)b * 512, w);
-        else if (format == KF_Q6_K) codes_6(codes + (size_t)b * 256, high + (size_t)b * 128, w);
-        else codes_4(codes + (size_t)b * 256, w);
+        if (format == KF_Q8_0) codes_8(codes, w);
+        else if (format == KF_Q6_K) codes_6(codes, high, w);
+        else codes_4(codes, w);
         if (format == KF_Q4_K || format == KF_Q6_K) {
-            const uint16_t *super = (const uint16_t *)(supers + (size_t)(b / SUPER)
-                                                       * (format == KF_Q4_K ? 64 : 32));
-            const uint8_t *s = scales + (size_t)b * 32 + part;
+            const uint16_t *super = (const uint16_t *)(unit + u.supers);
+            const uint8_t *s = scales + part;
             if (b % SUPER == 0) d = half_to_float(super + part);
             if (b % SUPER == 0 && format == KF_Q4_K) m = half_to_float(super + 16 + part);
             if (format == KF_Q4_K) step = d * from_int(widen_bytes(s)), low = -m * from_int(widen_bytes(s + 16));
             else step = d * from_int(widen_signed((const int8_t *)s)),
                  low = d * from_int(widen_signed((const int8_t *)s + 16));
         } else {
-            const uint16_t *s = (const uint16_t *)(scales + (size_t)b * (format == KF_Q4_1 ? 64 : 32));
+            const uint16_t *s = (const uint16_t *)scales;
             step = half_to_float(s + part);
             if (format == KF_Q4_1) low = half_to_float(s + 16 + part);
         }
@@ -96,15 +91,13 @@ INLINE void dot_group(const int format, const int R, const int planes, const uin
     for (int r = 0; r < R; r++) out[r] = sums[r];
 }
 
-typedef void (*dot_kernel)(const uint8_t *, const kf_layout *, int, int, const uint8_t *, size_t, vf *,
-                           const uint8_t *);
+typedef void (*dot_kernel)(const uint8_t *, int, int, const uint8_t *, size_t, vf *);
 
 #define DOT(format, R, planes)                                                                   \
-    static void dot_##format##_##R##_##planes(const uint8_t *group, const kf_layout *at, int blocks,    \
-                                              int part, const uint8_t *x, size_t stride, vf *out, \
-                                              const uint8_t *ahead)                              \
+    static void dot_##format##_##R##_##planes(const uint8_t *group, int blocks, int part,             \
+                                              const uint8_t *x, size_t stride, vf *out)          \
     {                                                                                            \
-        dot_group(KF_##format, R, planes, group, at, blocks, part, x, stride, out, ahead);       \
+        dot_group(KF_##format, R, planes, group, blocks, part, x, stride, out);              \
     }
 #define DOTS(format) DOT(format, 1, 2) DOT(format, 2, 2) DOT(format, 4, 2) DOT(format, 8, 2)     \
     DOT(format, 8, 1)
@@ -158,9 +151,8 @@ static int all_coarse(const kf_op *op, const kf_step *step, int row)
 }
 
 static void tiled(const kf_op *op, const kf_step *step, const kf_segment *s, int rows, int first,
-                  int last, const uint8_t *after)
+                  int last)
 {
-    kf_layout at = kf_group_layout(s->format, s->cols);
     const dot_kernel *kernels = dots(s->format);
     size_t stride = kf_codes_bytes(op->width), from = s->from / BLOCK * sizeof(kf_codes);
     for (int group = first; group < last; group++) {
@@ -172,8 +164,7 @@ static void tiled(const kf_op *op, const kf_step *step, const kf_segment *s, int
             const uint8_t *x = op->codes + row * stride + from;
             for (int part = 0; part < GROUP && part < valid; part += LANES) {
                 vf sums[8];
-                const uint8_t *ahead = row || part ? NULL : group + 1 < last ? data + at.bytes : after;
-                kernels[which](data, &at, s->cols / BLOCK, part, x, stride, sums, ahead);
+                kernels[which](data, s->cols / BLOCK, part, x, stride, sums);
                 for (int r = 0; r < 1 << size; r++)
                     put_lanes(op, row + r, s->first + group * GROUP + part, valid - part, sums[r]);
             }
@@ -271,59 +262,44 @@ static void dense_rows(const kf_op *op, const kf_segment *s, int format, const u
     }
 }
 
-/* A thread's groups [first, last) of segment i: a group belongs to the thread in whose part of
- * the bytes it begins. */
-typedef struct { int64_t first, last; } groups;
-
-static groups share_of(const kf_op *op, const kf_worker *worker, int which)
+/* Groups [first, last) of segment `s`. */
+static void linear_groups(const kf_op *op, const kf_step *step, const kf_segment *s, int64_t first,
+                          int64_t last, float *scratch)
 {
-    int64_t total = 0, from, to, before = 0;
-    for (int i = 0; i < op->segments; i++) {
-        if (i == which) before = total;
-        total += (op->segment[i].rows + GROUP - 1) / GROUP * op->segment[i].group_bytes;
+    int rows = kf_rows(op, step);
+    int64_t size = s->group_bytes, end = last * GROUP < s->rows ? last * GROUP : s->rows;
+    if (kf_dense(s->format)) {
+        dense_rows(op, s, s->format, s->data + first * size, s->first + first * GROUP,
+                   (int)(end - first * GROUP), rows);
+    } else if (op->flags & KF_EXACT) {
+        for (int64_t g = first; g < last; g++) {
+            int valid = s->rows - g * GROUP < GROUP ? s->rows - g * GROUP : GROUP;
+            unpack(s->format, s->data + g * size, s->cols, 0, valid, scratch, s->cols);
+            dense_rows(op, s, KF_F32, (const uint8_t *)scratch, s->first + g * GROUP, valid, rows);
+        }
+    } else {
+        tiled(op, step, s, rows, first, last);
     }
-    kf_share(total, worker, &from, &to);
-    int64_t size = op->segment[which].group_bytes, all = (op->segment[which].rows + GROUP - 1) / GROUP;
-    groups part = {from <= before ? 0 : (from - before + size - 1) / size,
-                   to <= before ? 0 : (to - before + size - 1) / size};
-    if (part.first > all) part.first = all;
-    if (part.last > all) part.last = all;
-    return part;
 }
 
-/* Where a thread's part of a product begins; NULL where it has none. */
-static const uint8_t *begins(const kf_op *op, const kf_worker *worker)
-{
-    for (int i = 0; op && i < op->segments; i++) {
-        groups part = share_of(op, worker, i);
-        if (part.first < part.last)
-            return op->segment[i].data + part.first * op->segment[i].group_bytes;
-    }
-    return NULL;
-}
+enum { PIECES = 8 /* that a thread's part is cut into, so that a faster one can help */ };
 
 static void linear(const kf_op *op, const kf_step *step, const kf_worker *worker)
 {
-    int rows = kf_rows(op, step);
-    const uint8_t *after = begins(op->next, worker);
-    for (int i = 0; i < op->segments; i++) {
-        const kf_segment *s = &op->segment[i];
-        groups part = share_of(op, worker, i);
-        int64_t size = s->group_bytes, first = part.first, last = part.last;
-        int count = (int)(last * GROUP < s->rows ? last * GROUP : s->rows) - (int)first * GROUP;
-        if (first >= last) continue;
-        if (kf_dense(s->format)) {
-            dense_rows(op, s, s->format, s->data + first * size, s->first + first * GROUP, count,
-                       rows);
-        } else if (op->flags & KF_EXACT) {
-            for (int64_t g = first; g < last; g++) {
-                int valid = s->rows - g * GROUP < GROUP ? s->rows - g * GROUP : GROUP;
-                unpack(s->format, s->data + g * size, s->cols, 0, valid, worker->scratch, s->cols);
-                dense_rows(op, s, KF_F32, (const uint8_t *)worker->scratch, s->first + g * GROUP,
-                           valid, rows);
-            }
-        } else {
-            tiled(op, step, s, rows, first, last, after);
+    int64_t total = 0;
+    kf_pieces taken;
+    for (int i = 0; i < op->segments; i++) total += (op->segment[i].rows + GROUP - 1) / GROUP;
+    int pieces = worker->threads == 1 ? 1 : PIECES * worker->threads;
+    int64_t most = (total + pieces - 1) / pieces;
+    while (kf_take(worker, total, most, &taken)) {
+        int64_t before = 0;
+        for (int i = 0; i < op->segments; i++) {
+            int64_t groups = (op->segment[i].rows + GROUP - 1) / GROUP;
+            int64_t first = taken.first - before, last = taken.last - before;
+            before += groups;
+            if (first < 0) first = 0;
+            if (last > groups) last = groups;
+            if (first < last) linear_groups(op, step, &op->segment[i], first, last, worker->scratch);
         }
     }
 }

@@ -45,7 +45,6 @@ class Op(ctypes.Structure):
         *((name, c_void_p) for name in ("keys", "values", "state", "partial")),
         ("segment", POINTER(Segment)),
         ("limit", c_int64),
-        ("next", c_void_p),
     )
 
 

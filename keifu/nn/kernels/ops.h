@@ -33,7 +33,7 @@ typedef struct {
     int32_t format, rows, cols, first, from;
 } kf_segment;
 
-typedef struct kf_op {
+typedef struct {
     int32_t code, flags, kind, width; /* width: columns of `in`, or of one head where heads > 0 */
     int32_t heads, kv_heads, rotated, table;
     int32_t window, sinks, page_shift, segments;
@@ -49,7 +49,6 @@ typedef struct kf_op {
     float *partial; /* attention: what each span of a row's past adds up to */
     const kf_segment *segment;
     int64_t limit; /* entries of a table, or slots, that an index must stay below */
-    const struct kf_op *next; /* the next product: its weights are fetched while others work */
 } kf_op;
 
 enum { KF_TABLES = 8 };
@@ -104,13 +103,22 @@ static inline void kf_share(int64_t total, const kf_worker *w, int64_t *first, i
     *last = total * (w->id + 1) / w->threads;
 }
 
-/* Spans that a past of `seen` slots is cut into: a matter of the row alone, never of the batch. */
+/* The next `most` pieces of `total` equal ones that nobody took since the last barrier: first of this
+ * thread's part, then of those of threads that are behind. 0: none is left. Threads run at the speed
+ * of their processor; which one works on a piece is never the same twice. */
+typedef struct { int64_t first, last; } kf_pieces;
+int kf_take(const kf_worker *w, int64_t total, int64_t most, kf_pieces *taken);
+
+/* Spans that a past of `seen` slots is cut into: a matter of the row alone, never of the batch. An
+ * even number, since the most common number of threads is. */
 enum { KF_CHUNK = 128, KF_SPANS = 16, KF_WIDEST = 512 /* head */, KF_HEAD = 16 };
 #define KF_PARTIAL(width) (((width) + 31) / 32 * 32 + KF_HEAD) /* floats a span leaves */
 static inline int kf_span(int seen)
 {
-    int chunks = (seen + KF_CHUNK - 1) / KF_CHUNK;
-    return (chunks + KF_SPANS - 1) / KF_SPANS * KF_CHUNK;
+    int spans = (seen + 2 * KF_CHUNK - 1) / (2 * KF_CHUNK) * 2;
+    if (seen <= KF_CHUNK / 2) return KF_CHUNK / 2;
+    if (spans > KF_SPANS) spans = KF_SPANS;
+    return ((seen + spans - 1) / spans + 15) / 16 * 16;
 }
 
 /* Slots a row attends to: `sinks` first ones, then `start` to its own. */

@@ -34,6 +34,7 @@ static _Alignas(128) atomic_uint jobs;
 static _Alignas(128) atomic_uint phase;
 static _Alignas(128) atomic_int arrived;
 static _Alignas(128) atomic_int sleepers;
+static struct { _Alignas(128) atomic_llong count; } gone[MOST]; /* pieces of each thread's part */
 
 static void await_change(atomic_uint *word, unsigned old)
 {
@@ -61,14 +62,35 @@ static void change(atomic_uint *word)
 
 void kf_barrier(const kf_worker *worker)
 {
-    if (worker->threads == 1) return;
+    if (worker->threads == 1) {
+        atomic_store_explicit(&gone[0].count, 0, memory_order_relaxed);
+        return;
+    }
     unsigned now = atomic_load_explicit(&phase, memory_order_acquire);
     if (atomic_fetch_add(&arrived, 1) == worker->threads - 1) {
         atomic_store(&arrived, 0);
+        for (int id = 0; id < worker->threads; id++)
+            atomic_store_explicit(&gone[id].count, 0, memory_order_relaxed);
         change(&phase);
     } else {
         await_change(&phase, now);
     }
+}
+
+int kf_take(const kf_worker *w, int64_t total, int64_t most, kf_pieces *taken)
+{
+    for (int i = 0; i < w->threads; i++) {
+        kf_worker other = {(w->id + i) % w->threads, w->threads, NULL};
+        atomic_llong *count = &gone[other.id].count;
+        int64_t first, last;
+        kf_share(total, &other, &first, &last);
+        if (atomic_load_explicit(count, memory_order_relaxed) >= last - first) continue;
+        first += atomic_fetch_add_explicit(count, most, memory_order_relaxed);
+        if (first >= last) continue;
+        *taken = (kf_pieces){first, first + most < last ? first + most : last};
+        return 1;
+    }
+    return 0;
 }
 
 static void work(int id)
@@ -109,6 +131,7 @@ static void forked(void)
     running = 1;
     atomic_store(&arrived, 0);
     atomic_store(&sleepers, 0);
+    for (int id = 0; id < MOST; id++) atomic_store(&gone[id].count, 0);
 }
 
 static int start(void)

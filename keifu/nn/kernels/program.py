@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,10 @@ PER_ROW = (
     *("slots", "offsets"),
 )
 Range = tuple[int, int]
+TAKING = ("linear", "attend")
+"""Operations whose threads take pieces of the work in turn: one at a time between two barriers."""
+TAKEN: Range = (0, 1)
+"""Stands for the count of those pieces; no data lies there."""
 
 
 class Program:
@@ -41,7 +45,6 @@ class Program:
         self._keep: list[Any] = []
         self._ops = (Op * len(self._nodes))(*[self._lower(node) for node in self._nodes])
         self._skip_barriers()
-        self._link_products()
         self._check_alike()
         self._arrays = {name: np.zeros(tape.rows + 1, dtype=np.int32) for name in PER_ROW}
         self._step = StepData(**{n: a.ctypes.data for n, a in self._arrays.items()})
@@ -194,12 +197,6 @@ class Program:
         self._keep += [array, *(p.data for p in node.pieces)]
         return array
 
-    def _link_products(self) -> None:
-        """Each product learns which one comes next, so that it can fetch its first weights."""
-        products = [op for op in self._ops if op.code == CODES["linear"]]
-        for op, following in pairwise(products):
-            op.next = ctypes.addressof(following)
-
     def _skip_barriers(self) -> None:
         """An operation starts at once if others since the last barrier leave its data alone."""
         written: list[Range] = []
@@ -207,6 +204,8 @@ class Program:
         for node, op in zip(self._nodes, self._ops, strict=True):
             reads = [self._range(what) for what in node.reads]
             writes = [self._range(what) for what in node.writes]
+            if node.code in TAKING:
+                writes.append(TAKEN)
             if _meet(writes, touched) or _meet(reads, written):
                 written, touched = [], []
             else:

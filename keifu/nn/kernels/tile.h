@@ -1,13 +1,17 @@
 /* The tiled weight layout, and what every kernel file shares about it.
  *
- * Rows go in groups of 16, columns in blocks of 32. A group is a run of planes, each whole for all
- * its blocks, so that a dot product for 16 rows reads every plane from front to back:
+ * Rows go in groups of 16, columns in blocks of 32. A group is one stream of units, a unit a few
+ * blocks with all that a dot product for 16 rows needs of them, so that it reads memory from front to
+ * back (processors foresee that; codes and scales as two streams come a third slower):
  *
  *   codes   4 or 8 bits: a 64-byte vector holds 4 columns of each of the 16 rows, row by row;
  *           4-bit vectors j = 0..3 hold columns 4j.. in low and 16 + 4j.. in high nibbles
  *   high    q6_k only: two more bits, vectors 0 and 1 for columns 0..15 and 16..31
- *   scales  16 rows side by side: see the table in layout()
+ *   scales  16 rows side by side: see the table in kf_unit_of()
  *   supers  q4_k, q6_k: one scale for 8 blocks
+ *
+ * A unit is as many blocks as fill whole cache lines with scales. In a group whose columns do not
+ * fill the last unit, the rest of it is never read.
  *
  * Dense formats stay as they lie in the file: row after row. */
 #ifndef KF_TILE_H
@@ -24,9 +28,13 @@ enum kf_format {
 
 enum { GROUP = 16, BLOCK = 32, SUPER = 8 /* blocks */ };
 
+/* Blocks of a unit; bytes of one block's codes, high bits and scales; where high bits, scales and
+ * supers begin in a unit; bytes of a unit. */
 typedef struct {
-    size_t high, scales, supers, bytes; /* offsets in a group; bytes of a group */
-} kf_layout;
+    int blocks;
+    size_t code, bits, scale;
+    size_t high, scales, supers, bytes;
+} kf_unit;
 
 static inline int kf_dense(int format)
 {
@@ -55,26 +63,33 @@ static inline size_t kf_row_bytes(int format, size_t cols)
     }
 }
 
-static inline kf_layout kf_group_layout(int format, size_t cols)
+static inline kf_unit kf_unit_of(int format)
 {
-    size_t blocks = cols / BLOCK, codes = 0, high = 0, scales = 0, supers = 0;
+    kf_unit u = {1, 256, 0, 32, 0, 0, 0, 0};
+    size_t supers = 0;
     switch (format) {
-    case KF_Q4_0: codes = 256, scales = 32; break;               /* d[16] */
-    case KF_Q4_1: codes = 256, scales = 64; break;               /* d[16], m[16] */
-    case KF_Q8_0: codes = 512, scales = 32; break;               /* d[16] */
-    case KF_Q4_K: codes = 256, scales = 32, supers = 64; break;  /* bytes s[16], m[16]; d, dmin */
-    case KF_Q6_K: codes = 256, high = 128, scales = 32, supers = 32; break; /* two halves; d[16] */
-    default: {
-        kf_layout dense = {0, 0, 0, GROUP * kf_row_bytes(format, cols)};
-        return dense;
+    case KF_Q4_0: u.blocks = 2; break;                                       /* d[16] */
+    case KF_Q4_1: u.scale = 64; break;                                       /* d[16], m[16] */
+    case KF_Q8_0: u.blocks = 2, u.code = 512; break;                         /* d[16] */
+    case KF_Q4_K: u.blocks = SUPER, supers = 64; break;   /* bytes s[16], m[16]; d, dmin */
+    default: u.blocks = SUPER, u.bits = 128, supers = 32; /* q6_k: two halves; d[16] */
     }
-    }
-    kf_layout at;
-    at.high = blocks * codes;
-    at.scales = at.high + blocks * high;
-    at.supers = at.scales + blocks * scales;
-    at.bytes = (at.supers + blocks / SUPER * supers + 63) / 64 * 64;
-    return at;
+    u.high = u.blocks * u.code;
+    u.scales = u.high + u.blocks * u.bits;
+    u.supers = u.scales + u.blocks * u.scale;
+    u.bytes = (u.supers + supers + 63) / 64 * 64;
+    return u;
+}
+
+/* Where the unit of a block begins in its group. */
+static inline size_t kf_unit_at(const kf_unit *u, int block) { return block / u->blocks * u->bytes; }
+
+/* Bytes of a group of 16 rows. */
+static inline size_t kf_group_bytes(int format, size_t cols)
+{
+    if (kf_dense(format)) return GROUP * kf_row_bytes(format, cols);
+    kf_unit u = kf_unit_of(format);
+    return (cols / BLOCK + u.blocks - 1) / u.blocks * u.bytes;
 }
 
 /* A row of activations in two planes of 8-bit codes by blocks of 32, ready for integer dot products:

@@ -36,12 +36,11 @@ INLINE void row_codes(const int format, const uint8_t *codes, const uint8_t *hig
 }
 
 /* For each of the 16 rows: a value is step * code + low; q6_k has a step for each half instead. */
-INLINE void row_scales(const int format, const uint8_t *group, kf_layout at, int b, float *step,
-                       float *low)
+INLINE void row_scales(const int format, const uint8_t *unit, int b, float *step, float *low)
 {
-    const uint8_t *s = group + at.scales + (size_t)b * (format == KF_Q4_1 ? 64 : 32);
-    const uint16_t *super = (const uint16_t *)(group + at.supers)
-                            + b / SUPER * (format == KF_Q4_K ? 32 : 16);
+    const kf_unit u = kf_unit_of(format);
+    const uint8_t *s = unit + u.scales + b % u.blocks * u.scale;
+    const uint16_t *super = (const uint16_t *)(unit + u.supers);
     for (int i = 0; i < GROUP; i += LANES) {
         vf d = half_to_float((format == KF_Q4_K || format == KF_Q6_K ? super : (const uint16_t *)s) + i);
         vf m = {0};
@@ -63,12 +62,12 @@ INLINE void row_scales(const int format, const uint8_t *group, kf_layout at, int
 INLINE void unpack_tiled(const int format, const uint8_t *group, int cols, int first, int last,
                          float *out, size_t stride)
 {
-    kf_layout at = kf_group_layout(format, cols);
+    const kf_unit u = kf_unit_of(format);
     for (int b = 0; b < cols / BLOCK; b++) {
         float step[GROUP], low[GROUP];
-        row_scales(format, group, at, b, step, low);
-        const uint8_t *block = group + (size_t)b * (format == KF_Q8_0 ? 512 : 256);
-        const uint8_t *high = group + at.high + (size_t)b * 128;
+        const uint8_t *unit = group + kf_unit_at(&u, b), *block = unit + b % u.blocks * u.code;
+        const uint8_t *high = unit + u.high + b % u.blocks * u.bits;
+        row_scales(format, unit, b, step, low);
         for (int row = first; row < last; row++) {
             uint8_t codes[32];
             float *to = out + (row - first) * stride + b * BLOCK;
