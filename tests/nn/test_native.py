@@ -112,8 +112,8 @@ def test_rows_in_another_order() -> None:
 
 
 def test_tiled_size_is_the_file_size() -> None:
-    """Repacking keeps the bits a weight; q4_k's scales grow (from 6 to 8 bits), q6_k's blocks of 256
-    columns are filled up to whole cache lines, and 8 bits come in blocks of 64."""
+    """Repacking keeps the bits a weight; q4_k's scales grow (from 6 to 8 bits), and q6_k's units
+    are filled up to whole cache lines."""
     for name in TILED:
         packed, _ = weight(name, 64, 1024)
         assert isinstance(packed, Packed)
