@@ -97,6 +97,8 @@ HISTOGRAMS: dict[str, Row] = {
     "request_inference_time_seconds": ("Both of these.", _of(lambda t: t.inference)),
     "request_prompt_tokens": ("Tokens of a prompt.", _of(lambda t: t.prompt)),
     "request_generation_tokens": ("Tokens that a request made.", _of(lambda t: t.generated)),
+    "request_max_num_generation_tokens": ("Of its longest output.", _of(lambda t: t.longest)),
+    "request_time_per_output_token_seconds": ("Mean of a request.", _of(lambda t: t.pace)),
     "request_params_n": ("Outputs asked for.", _of(lambda t: t.n)),
     "request_params_max_tokens": ("max_tokens, where given.", _of(lambda t: t.max_tokens)),
 }

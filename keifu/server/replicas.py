@@ -83,8 +83,8 @@ class Replica:
             found = await told.results_async(timeout_s=_PATIENCE, return_exceptions=True)
         except Exception:  # Ray's own: one hangs, or this one is on its way out
             log.warning("not all replicas answered", exc_info=True)
-            found = [await self.report()]
-        reports = [each for each in found if isinstance(each, Report)]
+            found = []
+        reports = [each for each in found if isinstance(each, Report)] or [await self.report()]
         return sorted(reports, key=lambda each: each.engine)
 
     def __del__(self) -> None:

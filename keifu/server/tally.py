@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
-from keifu.inference.meter import Histogram
+from keifu.inference.meter import GAPS, Histogram
 from keifu.inference.request import Delta, Timings, Usage
 
 _FIRST = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5)
@@ -55,8 +55,12 @@ class Tally:
     """Seconds from the first token to the last."""
     inference: Histogram = field(default_factory=_seconds)
     """Both of these."""
+    pace: Histogram = field(default_factory=lambda: Histogram(GAPS))
+    """Mean seconds from a token to the next, of requests with two or more."""
     prompt: Histogram = field(default_factory=_tokens)
     generated: Histogram = field(default_factory=_tokens)
+    longest: Histogram = field(default_factory=_tokens)
+    """Tokens of a request's longest output."""
     max_tokens: Histogram = field(default_factory=_tokens)
     """Of requests that said so."""
     n: Histogram = field(default_factory=lambda: Histogram(OUTPUTS))
@@ -131,7 +135,11 @@ class Watch:
         tally.decode.add(decode)
         tally.inference.add(times[0].prefill + decode)
         tally.prompt.add(usages[0].prompt_tokens)
-        tally.generated.add(sum(usage.completion_tokens for usage in usages))
+        made = [usage.completion_tokens for usage in usages]
+        tally.generated.add(sum(made))
+        tally.longest.add(max(made))
+        if max(made) > 1:
+            tally.pace.add(decode / (max(made) - 1))
         tally.n.add(self._n)
         if self._max is not None:
             tally.max_tokens.add(self._max)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -51,6 +52,15 @@ def test_a_request_that_gave_way_is_counted_once(model: StackModule) -> None:
     assert meter.gaps.count == 80 - 2
     assert meter.sought == 38
     assert (found.running, found.waiting, found.used, found.pages) == (0, 0, 0.0, 3)
+
+
+def test_it_can_be_sent_to_another_process(engine: Engine) -> None:
+    engine.submit([3, 4, 5], Sampling(max_tokens=5, **GREEDY)).result()
+    mine = engine.statistics()
+    other = pickle.loads(pickle.dumps(mine))
+    assert other.meter.steps.counts == mine.meter.steps.counts
+    assert other.meter.gaps.bounds == mine.meter.gaps.bounds
+    assert (other.meter.generated, other.pages, other.dtype) == (5, mine.pages, "float32")
 
 
 def test_searches_and_scores(engine: Engine) -> None:

@@ -39,7 +39,8 @@ VLLM = {
     "inter_token_latency_seconds e2e_request_latency_seconds request_queue_time_seconds "
     "request_prefill_time_seconds request_decode_time_seconds request_inference_time_seconds "
     "request_prompt_tokens request_generation_tokens request_params_n request_params_max_tokens "
-    "iteration_tokens_total",
+    "iteration_tokens_total request_max_num_generation_tokens "
+    "request_time_per_output_token_seconds",
 }
 """What vLLM 1 exposes (vllm/v1/metrics/loggers.py, read in November 2026; older spellings too).
 Not `lora_requests_info`, which it has only where it serves adapters."""
@@ -187,6 +188,7 @@ def test_every_request_is_counted_once(model: StackModule) -> None:
             "request_prompt_tokens",
             "request_generation_tokens",
             "request_params_n",
+            "request_max_num_generation_tokens",
             "request_params_max_tokens",
         ):
             assert of(f"{name}_count") == 4, name
@@ -194,6 +196,8 @@ def test_every_request_is_counted_once(model: StackModule) -> None:
         assert of("request_generation_tokens_sum") == 19
         assert of("request_params_n_sum") == 5
         assert of("request_params_max_tokens_sum") == 5 + 7 + 9 + 3
+        assert of("request_max_num_generation_tokens_sum") == 5 + 7 + 1 + 3
+        assert of("request_time_per_output_token_seconds_count") == 3  # one has a single token
         assert of("inter_token_latency_seconds_count") == 19 - 5  # between tokens of 5 outputs
         # What the model read: prompts but for what was there, and all tokens but the last ones;
         # both outputs of one request go on from one prompt, and in one step.
@@ -276,6 +280,21 @@ def test_time_in_the_queue_is_the_requests_own() -> None:
     assert value(found, "keifu_time_to_first_token_seconds_sum") > queued
     # A model without an engine of ours has no rows of one.
     assert "vllm:kv_cache_usage_perc" not in found
+
+
+def test_deadlines_and_vectors() -> None:
+    with running(lambda s: FakeLM(s, reply="z" * 3000, delay=0.02), deadline=0.3) as house:
+        assert house.chat().json()["choices"][0]["finish_reason"] == "length"
+        vectors = house.http.post("/v1/embeddings", json={"input": ["abc", "de"]}).json()
+        found = read(house)
+    assert value(found, "vllm:request_success_total", finished_reason="length") == 1
+    assert value(found, "vllm:request_success_total", finished_reason="stop") == 1
+    assert value(found, "vllm:e2e_request_latency_seconds_count") == 2
+    assert value(found, "vllm:time_to_first_token_seconds_count") == 1
+    series = found["keifu_request_prompt_tokens_bucket"]
+    assert [v for labels, v in series if labels["le"] == "10.0"] == [1]
+    assert vectors["usage"]["prompt_tokens"] <= 10
+    assert value(found, "keifu_requests_cancelled_total") == 0
 
 
 def test_a_model_that_breaks_is_counted() -> None:
