@@ -117,7 +117,8 @@ class Engine:
             lambda output, meter: Beams(output, self.pool, self._forward, meter),
             self.prefixes.store,
         )
-        self.grammars = Grammars(tokenizer, self.end_ids)
+        ahead = self.device.type != "cpu"
+        self.grammars = Grammars(tokenizer, self.end_ids, ahead=ahead)
         self.intake = Intake(
             grammars=self.grammars,
             owner=self,

@@ -18,14 +18,17 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from keifu.core.errors import KeifuError
 from keifu.inference.constraint import Constraint, ConstraintError
+from keifu.inference.sampling import NEVER
 from keifu.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -41,6 +44,10 @@ KEPT = 32
 """Compiled constraints that are kept."""
 KEPT_TEXT = 8 << 20
 """Characters of all that are kept together."""
+FEW = 64
+"""Words of a mask with tokens in them, up to which these are looked at one by one."""
+Mask = np.ndarray[Any, np.dtype[np.int32]]
+"""(vocab / 32,): a bit a token, set where it may come; the lowest first."""
 LIMITS: dict[str, Any] = {
     "max_lexer_states": 25_000,  # of 1 to 2 kB each
     "max_grammar_size": 200_000,
@@ -54,10 +61,13 @@ class Grammars:
 
     Args:
         ends: tokens that end an output; they may come where the constraint is met.
+        ahead: whether masks are made in a thread of their own while the model computes: where it
+            does so elsewhere. On a processor whose cores all compute, a hand-over costs more than
+            most masks do (0.02 to 0.1 ms).
     """
 
-    def __init__(self, tokenizer: Tokenizer, ends: Iterable[int]) -> None:
-        self.tokenizer, self.ends = tokenizer, frozenset(ends)
+    def __init__(self, tokenizer: Tokenizer, ends: Iterable[int], *, ahead: bool = False) -> None:
+        self.tokenizer, self.ends, self._ahead = tokenizer, frozenset(ends), ahead
         self._lock = threading.Lock()
         self._kept: OrderedDict[Constraint, Grammar] = OrderedDict()
         self._worker: _Worker | None = None
@@ -100,49 +110,86 @@ class Grammars:
         text = self._worker.ask(constraint)
         if self._words is None:
             self._words = _words(self.tokenizer, self.ends)
-        if self._pool is None:
+        if self._pool is None and self._ahead:
             self._pool = ThreadPoolExecutor(1, "keifu-constrain")
         limits = llguidance.LLParserLimits(**LIMITS)
         matcher = llguidance.LLMatcher(self._words, text, log_level=0, limits=limits)
-        return Grammar(matcher, self.ends, self._pool)
+        return Grammar(matcher, self.ends, self.tokenizer.vocab_size, self._pool)
 
 
 class Grammar:
     """One compiled constraint."""
 
-    def __init__(self, matcher: LLMatcher, ends: frozenset[int], pool: ThreadPoolExecutor) -> None:
-        self._matcher, self._ends, self._pool = matcher, ends, pool
+    def __init__(
+        self, matcher: LLMatcher, ends: frozenset[int], vocab: int, pool: ThreadPoolExecutor | None
+    ) -> None:
+        self._matcher, self._ends, self._vocab, self._pool = matcher, ends, vocab, pool
         self._lock = threading.Lock()
-        self._first = _mask(matcher)
+        self._first = _mask(matcher, vocab)
 
     def matcher(self) -> Matcher:
         """A matcher at the beginning."""
         with self._lock:
-            return Matcher(self._matcher.deep_copy(), self._ends, self._pool, self._first)
+            copy = self._matcher.deep_copy()
+        return Matcher(copy, self._ends, self._vocab, self._pool, self._first)
 
 
 class Matcher:
     """How far one output has come in its grammar.
 
-    The mask of the next token is made in a thread of its own from the moment a token is taken,
-    while the model reads that token.
+    With a pool, the mask of the next token is made in its thread from the moment a token is taken,
+    while the model reads that token; without, when it is asked for.
     """
 
     def __init__(
-        self, matcher: LLMatcher, ends: frozenset[int], pool: ThreadPoolExecutor, mask: Tensor
+        self,
+        matcher: LLMatcher,
+        ends: frozenset[int],
+        vocab: int,
+        pool: ThreadPoolExecutor | None,
+        mask: Mask | None,
     ) -> None:
-        self._matcher, self.ends, self._pool = matcher, ends, pool
-        self._mask: Tensor | Future[Tensor] = mask
+        self._matcher, self.ends, self._vocab, self._pool = matcher, ends, vocab, pool
+        self._made: Mask | Future[Mask] | None = mask
         self.ended = False
         """Whether the output is whole: nothing more may come."""
 
-    def allow(self, scores: Tensor) -> Tensor:
-        """Scores (vocab,), with -inf for what may not come next."""
-        banned = self._banned()
-        beyond = scores.shape[0] - banned.shape[0]
+    def allow(self, scores: Tensor, *, ends: bool = True) -> Tensor:
+        """Scores (vocab,), with -inf for what may not come next.
+
+        Args:
+            ends: whether end tokens may come, although others could.
+        """
+        mask = self._mask(ends)
+        bits = np.unpackbits(mask.view(np.uint8), bitorder="little", count=self._vocab)
+        allowed = torch.from_numpy(bits).view(torch.bool)
+        beyond = scores.shape[0] - self._vocab
         if beyond > 0:  # rows of the table that are no tokens
-            banned = torch.cat([banned, banned.new_ones(beyond)])
-        return scores.masked_fill(banned[: scores.shape[0]], float("-inf"))
+            allowed = torch.cat([allowed, allowed.new_zeros(beyond)])
+        return torch.where(allowed[: scores.shape[0]], scores, NEVER)
+
+    def few(self, *, ends: bool = True) -> Tensor | None:
+        """The ids that may come next, in rising order (count,), unless they are many."""
+        mask = self._mask(ends)
+        at = np.flatnonzero(mask)
+        if len(at) > FEW:
+            return None
+        bits = np.flatnonzero(np.unpackbits(mask[at].view(np.uint8), bitorder="little"))
+        return torch.from_numpy(32 * at[bits >> 5] + (bits & 31))
+
+    def forced(self) -> list[int]:
+        """The tokens that spell all that can come next, where that is one text; often none."""
+        if self.ended:
+            return []
+        self._settle()
+        return self._matcher.compute_ff_tokens()
+
+    def valid(self, tokens: list[int]) -> int:
+        """How many of these tokens may come one after another."""
+        if self.ended or not tokens:
+            return 0
+        self._settle()
+        return self._matcher.validate_tokens(tokens)
 
     def take(self, token: int) -> bool:
         """Go on past a token that was chosen; True once the output is whole.
@@ -150,46 +197,66 @@ class Matcher:
         A token that may not come is a KeifuError and changes nothing. After the end only an end
         token may come, any number of times.
         """
-        banned = self._banned()
         if self.ended and token in self.ends:
             return True
-        if self.ended or self._matcher.validate_tokens([token]) != 1:
+        if self.valid([token]) != 1:
             raise KeifuError(f"token id {token} may not come here: the constraint forbids it")
         self._matcher.consume_token(token)
         self.ended = token in self.ends or self._matcher.is_stopped()
-        self._check()
+        _check(self._matcher)
         if self.ended:
-            self._mask = torch.ones_like(banned)
-            self._mask[sorted(self.ends)] = False
+            self._made = _only(self.ends, self._vocab)
+        elif self._pool is None:
+            self._made = None
         else:
-            self._mask = self._pool.submit(_mask, self._matcher)
+            self._made = self._pool.submit(_mask, self._matcher, self._vocab)
         return self.ended
 
     def fork(self) -> Matcher:
         """A matcher that has come as far, and goes its own way."""
-        mask = self._banned()
-        other = Matcher(self._matcher.deep_copy(), self.ends, self._pool, mask)
+        self._settle()
+        made = self._made if isinstance(self._made, np.ndarray) else None
+        other = Matcher(self._matcher.deep_copy(), self.ends, self._vocab, self._pool, made)
         other.ended = self.ended
         return other
 
-    def _banned(self) -> Tensor:
-        if isinstance(self._mask, Future):
-            self._mask = self._mask.result()
-        return self._mask
+    def _settle(self) -> None:
+        """Wait for a mask in the making: a matcher does one thing at a time."""
+        if isinstance(self._made, Future):
+            self._made = self._made.result()
 
-    def _check(self) -> None:
-        if self._matcher.is_error():
-            why = _line(self._matcher.get_error())
-            raise KeifuError(f"the constraint cannot be followed any further: {why}")
+    def _mask(self, ends: bool) -> Mask:
+        self._settle()
+        if not isinstance(self._made, np.ndarray):
+            self._made = _mask(self._matcher, self._vocab)
+        if ends:
+            return self._made
+        others: Mask = self._made & ~_only(self.ends, self._vocab)
+        return others if others.any() else self._made
 
 
-def _mask(matcher: LLMatcher) -> Tensor:
-    """Which tokens may not come next: (vocab,) bool."""
-    allowed = torch.frombuffer(bytearray(matcher.compute_logit_bias()), dtype=torch.uint8)
+def _mask(matcher: LLMatcher, vocab: int) -> Mask:
+    """Which tokens may come next."""
+    made: Mask = np.empty((vocab + 31) // 32, dtype=np.int32)
+    matcher.unsafe_compute_mask_ptr(made.ctypes.data, made.nbytes)
+    _check(matcher)
+    if not made.any():
+        raise KeifuError("no token may follow: the constraint leaves none")
+    return made
+
+
+@lru_cache(maxsize=16)
+def _only(tokens: frozenset[int], vocab: int) -> Mask:
+    """A mask of these tokens."""
+    bits = np.zeros((vocab + 31) // 32 * 32, dtype=np.uint8)
+    bits[sorted(tokens)] = 1
+    return np.packbits(bits, bitorder="little").view(np.int32)
+
+
+def _check(matcher: LLMatcher) -> None:
     if matcher.is_error():
         why = _line(matcher.get_error())
         raise KeifuError(f"the constraint cannot be followed any further: {why}")
-    return allowed == 0
 
 
 def _words(tokenizer: Tokenizer, ends: frozenset[int]) -> LLTokenizer:

@@ -32,6 +32,11 @@ class Rules:
     never_after: tuple[tuple[int, ...], ...] = ()
     """Rows of tokens whose last one is not made after the others."""
 
+    @property
+    def forbid(self) -> bool:
+        """Whether some token may not come somewhere."""
+        return bool(self.never or self.never_first or self.never_after)
+
     def apply(self, scores: Tensor, made: Sequence[int], *, last: bool) -> Tensor:
         """Scores (vocab,) with what the rules forbid at -inf; a forced token has score 0.
 

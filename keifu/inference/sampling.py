@@ -100,10 +100,22 @@ def typical(logits: Tensor, p: float) -> Tensor:
 
 
 def choose(
-    logits: Tensor, sampling: Sampling, history: History, generator: torch.Generator | None
+    logits: Tensor,
+    sampling: Sampling,
+    history: History,
+    generator: torch.Generator | None,
+    among: Tensor | None = None,
 ) -> int:
-    """The next token's id from logits (vocab,) float32."""
-    logits = penalise(logits, sampling, history)
+    """The next token's id from logits (vocab,) float32; one of `among` (ids), where given."""
+    if among is not None:
+        if len(among) == 1:
+            return int(among[0])
+        return int(among[_choose(penalise(logits, sampling, history)[among], sampling, generator)])
+    return _choose(penalise(logits, sampling, history), sampling, generator)
+
+
+def _choose(logits: Tensor, sampling: Sampling, generator: torch.Generator | None) -> int:
+    """An index into logits (any number,)."""
     if sampling.temperature < COLD or sampling.top_k == 1:
         return int(logits.argmax())
     logits = logits / sampling.temperature

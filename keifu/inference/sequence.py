@@ -145,10 +145,11 @@ class Sequence:
 
     def next(self, logits: Tensor, guess: int | None = None) -> Delta:
         """Choose a token from logits (vocab,), whatever was guessed; returns its delta."""
-        allowed = self.allowed(logits)
-        if allowed is not logits and bool(allowed.isneginf().all()):
+        among = self._among()
+        allowed = self.allowed(logits) if among is None else logits
+        if self.matcher is None and allowed is not logits and bool(allowed.isneginf().all()):
             raise KeifuError("no token may follow: the rules and settings forbid all of them")
-        token = choose(allowed, self.job.sampling, self.history, self._generator)
+        token = choose(allowed, self.job.sampling, self.history, self._generator, among)
         self.accepted += token == guess
         return self.accept(token, logits)
 
@@ -183,11 +184,22 @@ class Sequence:
                 scores = forbid(scores, sorted(job.end_ids | set(sampling.stop_ids)))
             return job.rules.apply(scores, self.tokens, last=self.length + 1 >= job.limit)
         # A constraint comes first: what would leave nothing of what it allows, does not apply.
-        on = sampling.ignore_eos or self.generated < sampling.min_tokens
-        scores = matcher.allow(scores)
-        scores = _some(forbid(scores, sorted(matcher.ends) if on else ()), scores)
+        scores = matcher.allow(scores, ends=self._may_end)
         scores = _some(no_repeat(scores, self.tokens, sampling.no_repeat_ngram), scores)
         return _some(job.rules.apply(scores, self.tokens, last=False), scores)
+
+    def _among(self) -> Tensor | None:
+        """The tokens (count,) that may come next, where a constraint leaves few of them and nothing
+        else has a say in it."""
+        matcher = self._matching
+        if matcher is None or self.job.sampling.no_repeat_ngram or self.job.rules.forbid:
+            return None
+        return matcher.few(ends=self._may_end)
+
+    @property
+    def _may_end(self) -> bool:
+        sampling = self.job.sampling
+        return not sampling.ignore_eos and self.generated >= sampling.min_tokens
 
     @property
     def _matching(self) -> Matcher | None:
@@ -281,7 +293,7 @@ class Sequence:
 
 def _some(scores: Tensor, otherwise: Tensor) -> Tensor:
     """Scores, if any token is left in them."""
-    return otherwise if bool(scores.isneginf().all()) else scores
+    return otherwise if scores is not otherwise and bool(scores.isneginf().all()) else scores
 
 
 def token_logprob(tokenizer: Tokenizer, logits: Tensor, token: int, count: int) -> TokenLogprob:
