@@ -14,8 +14,10 @@ from keifu.lm.base import LM
 TOKENS = 256
 ROUNDS = 9
 MOST = 0.10
-"""Of decode speed that a constraint may cost."""
-SCHEMA = {
+"""Of the time of a free output of as many tokens, what a constrained one may take more."""
+FIRST = 0.5
+"""Seconds that the first constrained request of a process may take more than a free one."""
+RECORDS = {
     "type": "array",
     "minItems": 100,
     "items": {
@@ -29,6 +31,10 @@ SCHEMA = {
         "additionalProperties": False,
     },
 }
+"""About half of its tokens are forced by those before them."""
+PROSE = {"type": "string", "minLength": 4 * TOKENS, "maxLength": 20 * TOKENS}
+"""Nothing in it is forced, and nearly every token may come next."""
+SCHEMAS = {"records": RECORDS, "prose": PROSE}
 
 
 def _decode(lm: LM, constraint: Constraint | None) -> tuple[float, float]:
@@ -38,7 +44,7 @@ def _decode(lm: LM, constraint: Constraint | None) -> tuple[float, float]:
         "A list of people, as JSON:",
         constraint=constraint,
         max_tokens=TOKENS,
-        temperature=1.0,
+        temperature=1.5,
         seed=1,
         ignore_eos=True,
     )
@@ -46,30 +52,41 @@ def _decode(lm: LM, constraint: Constraint | None) -> tuple[float, float]:
     return 1e3 * done.timings.decode / TOKENS, 1e3 * (time.process_time() - cpu) / TOKENS
 
 
+def _first(lm: LM, constraint: Constraint | None) -> float:
+    """Seconds until the first token of a request."""
+    begun = time.perf_counter()
+    lm.complete("A list of people, as JSON:", constraint=constraint, max_tokens=1)
+    return time.perf_counter() - begun
+
+
 def measure(path: Path | None, *, threads: int, python: str | None = None) -> dict[str, Any]:
-    """Rounds of both in turn, and the median of their ratios."""
+    """Rounds of all in turn, and the medians of what a constrained output takes more than a free
+    one of as many tokens."""
+    wanted = {name: Constraint.json(schema) for name, schema in SCHEMAS.items()}
     lm = keifu.load(str(path), ctx=1024, threads=threads)
     try:
-        constraint = Constraint.json(SCHEMA)
-        begun = time.perf_counter()
-        _decode(lm, constraint)
-        first = time.perf_counter() - begun
+        free, bound = _first(lm, None), _first(lm, wanted["records"])
+        free = min(free, _first(lm, None))
+        for constraint in (None, *wanted.values()):
+            _decode(lm, constraint)
         rounds = []
         for number in range(ROUNDS):
-            pair = [None, constraint] if number % 2 else [constraint, None]
-            found = {wanted is not None: _decode(lm, wanted) for wanted in pair}
-            rounds.append((found[False], found[True]))
+            turn: list[tuple[str, Constraint | None]] = [("free", None), *wanted.items()]
+            turn = turn if number % 2 else turn[::-1]
+            rounds.append({name: _decode(lm, constraint) for name, constraint in turn})
     finally:
         lm.close()
-    clock = statistics.median(bound[0] / free[0] for free, bound in rounds)
-    cpu = statistics.median(bound[1] / free[1] for free, bound in rounds)
-    return {
-        "decode": {
-            "ms_free": statistics.median(free[0] for free, _ in rounds),
-            "ms_constrained": statistics.median(bound[0] for _, bound in rounds),
-            "share_of_speed": 1 - 1 / clock,
-            "share_of_cpu": 1 - 1 / cpu,
-            "holds": 1 - 1 / clock < MOST,
-        },
-        "first": {"seconds": first},
-    }
+    found: dict[str, Any] = {}
+    for name in wanted:
+        clock, cpu = (
+            statistics.median(r[name][which] / r["free"][which] - 1 for r in rounds)
+            for which in (0, 1)
+        )
+        found[name] = {
+            "ms_free": statistics.median(r["free"][0] for r in rounds),
+            "ms_constrained": statistics.median(r[name][0] for r in rounds),
+            "more_time": clock,
+            "more_cpu": cpu,
+            "holds": clock < MOST,
+        }
+    return {**found, "first": {"seconds_more": bound - free, "holds": bound - free < FIRST}}
