@@ -45,6 +45,8 @@ def _decode(lm: LM, constraint: Constraint | None) -> tuple[float, float]:
         constraint=constraint,
         max_tokens=TOKENS,
         temperature=1.5,
+        top_p=1.0,
+        top_k=0,
         seed=1,
         ignore_eos=True,
     )

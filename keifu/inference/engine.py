@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 from keifu.core.errors import KeifuError
 from keifu.inference.admission import Admission
 from keifu.inference.beam import Beams
+from keifu.inference.chunks import ALONE, CHUNK, Chunks
 from keifu.inference.grammar import Grammars
 from keifu.inference.intake import Ask, Intake, check_ids
 from keifu.inference.kept import Kept
@@ -37,12 +39,6 @@ from keifu.nn.stack import StackModule
 from keifu.nn.state import StatePool
 from keifu.text.tokenizer import Tokenizer
 
-CHUNK = 512
-"""Prompt tokens a request reads at once; fixed, so that results do not depend on the load."""
-SCORED = 128
-"""The same where every position's logits are wanted: bounds their memory."""
-ALONE = 64
-"""The same of a deterministic engine; what its requests share ends with a chunk."""
 _WRITTEN = torch.zeros(0)
 """Stands in a step for a memory of which all that is kept was written before."""
 
@@ -110,6 +106,7 @@ class Engine:
         target = Target(self.model, tokenizer, self.pool, self.context, self._forward, ways)
         self.speculation = draft and Speculation(draft(target), self.pool, self.runners[0].free)
         self.deterministic, by = deterministic, ALONE if deterministic else None
+        self._chunks = Chunks(deterministic)
         self.prefixes = Prefixes(model.spec, self.pool, by=by, on=prefixes)
         self._queue = Admission(
             self.pool,
@@ -264,13 +261,13 @@ class Engine:
                 queue.finish(output, output.end("cancelled"))
         queue.admit()
         self._encode()
-        for output in [o for o in queue.running if o.pending > 1 or o.generated == 0]:
+        for output in [o for o in queue.running if not self._chunks.last(o)]:
             if output in queue.running and not output.unread:
                 self.prefixes.begin(output)
-                queue.run([output], self._count, self._prefill)
-        ready = [o for o in queue.running if o.pending == 1 and o.generated > 0]
+                queue.run([output], self._chunks.count, self._prefill)
+        ready = [o for o in queue.running if self._chunks.last(o)]
         for outputs in [[o] for o in ready] if self.deterministic else [ready][: len(ready)]:
-            queue.run(outputs, self._count, self._decode)
+            queue.run(outputs, self._chunks.count, self._decode)
         queue.search()
 
     def _encode(self) -> None:
@@ -286,17 +283,6 @@ class Engine:
                     encode(self.pair, [output], self.device, self.compute)
                 except Exception as error:
                     self._queue.fail(output, error)
-
-    def _count(self, output: Output) -> int:
-        """Tokens that an output reads in its next step: up to the next multiple of the chunk."""
-        scored = output.job.sampling.prompt_logprobs is not None
-        chunk = ALONE if self.deterministic else SCORED if scored else CHUNK
-        length = output.state.length if output.state else 0
-        end = output.branch if output.branch > length else 2**62
-        # What was generated is read again as it was made, one by one, where bits have to be equal.
-        asked = max(len(output.job.prompt) - output.read, 1)
-        left = asked if self.deterministic else output.pending
-        return min(left, chunk - length % chunk, end - length)
 
     def _forward(
         self,
@@ -329,7 +315,7 @@ class Engine:
         """One chunk of one prompt; its last chunk also gives the first token."""
         (output,) = outputs
         assert output.state is not None
-        job, n = output.job, self._count(output)
+        job, n = output.job, self._chunks.count(output)
         start = output.state.length - job.offset
         last = n == output.pending
         wanted = job.sampling.prompt_logprobs
@@ -362,12 +348,14 @@ class Engine:
             self._sample(each, logits[None])
 
     def _decode(self, outputs: list[Output]) -> None:
-        """One step for every running output: its next token, and those guessed to follow."""
+        """One step for every running output: what it has not read, and what may follow."""
         if self.speculation is not None:
             self.speculation.draft(outputs)
-        lengths = [1 + len(o.guessed) for o in outputs]
-        logits = self._forward(outputs, lengths, range(sum(lengths)))
-        for output, rows in zip(outputs, logits.split(lengths), strict=True):
+        lengths = [o.pending + len(o.guessed) for o in outputs]
+        ends, wanted = accumulate(lengths), [1 + len(o.guessed) for o in outputs]
+        select = [i for end, n in zip(ends, wanted, strict=True) for i in range(end - n, end)]
+        logits = self._forward(outputs, lengths, select)
+        for output, rows in zip(outputs, logits.split(wanted), strict=True):
             try:
                 self._sample(output, rows)
             except Exception as error:  # the others go on
@@ -382,3 +370,5 @@ class Engine:
                 self._queue.send(output, delta)
         else:
             self._queue.send(output, output.next(rows[0]))
+        if output.finish is None and (more := output.forced()) is not None:
+            self._queue.send(output, more)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from keifu.core.errors import KeifuError
@@ -207,6 +207,11 @@ class Delta:
     usage: Usage | None = None
     """Set with `finish`: this output's tokens."""
     timings: Timings | None = None
+
+    def then(self, later: Delta) -> Delta:
+        """This piece and the one after it as one, of pieces of text and tokens alone."""
+        text, tokens = self.text + later.text, self.tokens + later.tokens
+        return replace(later, text=text, tokens=tokens)
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from keifu.inference.source import Reading
 
 
+FORCED = 8
+"""Most tokens at once that a constraint forces; they are read in one step."""
 TAIL = 32
 """Tokens at a prompt's end that are always computed as finely as what follows them."""
 
@@ -166,6 +168,11 @@ class Sequence:
 
         return choice
 
+    def possible(self, guessed: list[int]) -> list[int]:
+        """The first of these tokens, as far as a constraint lets them come."""
+        matcher = self._matching
+        return guessed if matcher is None else guessed[: matcher.valid(guessed)]
+
     def upcoming(self, start: int, count: int) -> list[int]:
         """`count` tokens from position `start` on: its own, then guessed ones."""
         at = start - self.job.offset
@@ -226,7 +233,7 @@ class Sequence:
         if len(job.prompt_logprobs) == len(job.prompt) > known or len(job.prompt) == 1:
             job.stream.put(Delta(prompt_logprobs=tuple(job.prompt_logprobs)))
 
-    def accept(self, token: int, logits: Tensor) -> Delta:
+    def accept(self, token: int, logits: Tensor | None = None) -> Delta:
         """Take a token; returns its delta, the last one with `finish` set."""
         now = time.monotonic()
         self.first = self.first or now
@@ -236,7 +243,7 @@ class Sequence:
         self.tokens.append(token)
         self.history.add(token)
         report: tuple[TokenLogprob, ...] = ()
-        if sampling.logprobs is not None:
+        if sampling.logprobs is not None and logits is not None:
             report = (token_logprob(self.tokenizer, logits, token, sampling.logprobs),)
         ended = token in job.end_ids or token in sampling.stop_ids
         if matcher is not None and token in matcher.ends:
@@ -255,6 +262,22 @@ class Sequence:
         if full or (sampling.max_tokens is not None and self.generated >= sampling.max_tokens):
             return self.end("length", None, text=text, tokens=(token,), logprobs=report)
         return Delta(index=self.index, text=text, tokens=(token,), logprobs=report)
+
+    def forced(self) -> Delta | None:
+        """Take the tokens that a constraint forces next, as the tokenizer writes what they spell.
+
+        Nobody has to ask the model for them, unless somebody wants to know how likely they are.
+        """
+        matcher = self._matching
+        if matcher is None or self.job.sampling.logprobs is not None:
+            return None
+        delta: Delta | None = None
+        for token in matcher.forced()[:FORCED]:
+            more = self.accept(token)
+            delta = more if delta is None else delta.then(more)
+            if self.finish:
+                break
+        return delta
 
     def end(
         self,

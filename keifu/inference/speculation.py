@@ -162,11 +162,12 @@ class Speculation:
             output.guessed = []
             pace = self._paces.setdefault(output, Pace())
             count = min(pace.count(worth) if worth < 1.0 else 0, self._room(output))
-            if count > 0 and self._reserve(output, count):
+            if count > 0 and output.pending == 1 and self._reserve(output, count):
                 asked.append((output, count))
         if asked:
             self.drafter.propose([o for o, _ in asked], [n for _, n in asked])
         for output, _ in asked:
+            output.guessed = output.possible(output.guessed)
             if not (output.guessed and self._reserve(output, len(output.guessed))):
                 output.guessed = []
             elif output.state is not None:
