@@ -19,6 +19,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -186,6 +187,7 @@ class Matcher:
 
     def valid(self, tokens: list[int]) -> int:
         """How many of these tokens may come one after another."""
+        tokens = list(takewhile(lambda token: token < self._vocab, tokens))
         if self.ended or not tokens:
             return 0
         self._settle()

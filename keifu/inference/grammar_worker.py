@@ -44,7 +44,7 @@ def grammar(kind: str, text: str) -> str:
         case "json":
             return str(llguidance.LLMatcher.grammar_from_json_schema(text, overrides=JSON))
         case "regex":
-            return str(llguidance.LLMatcher.grammar_from_regex(text))
+            text = f"start: /{llguidance.regex_to_lark(text, 'd')}/"  # digits are 0 to 9
         case "choice":
             options = (json.dumps(option, ensure_ascii=False) for option in json.loads(text))
             text = "start: " + " | ".join(options)

@@ -10,6 +10,8 @@ from typing import Any, Literal
 from keifu.core.errors import KeifuError
 from keifu.inference.constraint import Constraint
 
+COLD = 1e-6
+"""A temperature below this is greedy: logits divided by it may leave the numbers that there are."""
 FinishReason = Literal["stop", "length", "tool_calls", "cancelled", "error"]
 
 
@@ -87,6 +89,13 @@ class Sampling:
     wait take turns."""
     constraint: Constraint | None = None
     """What the output must be, whatever the other settings; it then also says where it ends."""
+
+    @property
+    def each_alone(self) -> bool:
+        """Whether no token's chances against another depend on which others there are."""
+        greedy = self.temperature < COLD or self.top_k == 1
+        kept = (self.top_k, self.top_p, self.min_p, self.typical_p)
+        return greedy or kept == (0, 1.0, 0.0, 1.0)
 
     def normalised(self, score: float, length: int) -> float:
         """A beam's sum of log-probabilities, made comparable with those of other lengths."""

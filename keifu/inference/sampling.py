@@ -7,11 +7,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from keifu.inference.request import Sampling
+from keifu.inference.request import COLD, Sampling
 
 NEVER = float("-inf")
-COLD = 1e-6
-"""A temperature below this is greedy: logits divided by it may leave the numbers that there are."""
 
 
 class History:

@@ -93,6 +93,8 @@ class Sequence:
         """How far a source has come that takes several passes."""
         self.history = History(job.prompt)
         self.matcher: Matcher | None = job.grammar.matcher() if job.grammar else None
+        self._wide = True
+        """Whether many tokens could come when that was last looked at."""
         self.guessed: list[int] = []
         """Tokens that may follow, to be read with the next one and kept where it chooses them."""
         self.drafted = self.accepted = 0
@@ -147,13 +149,34 @@ class Sequence:
 
     def next(self, logits: Tensor, guess: int | None = None) -> Delta:
         """Choose a token from logits (vocab,), whatever was guessed; returns its delta."""
-        among = self._among()
-        allowed = self.allowed(logits) if among is None else logits
-        if self.matcher is None and allowed is not logits and bool(allowed.isneginf().all()):
-            raise KeifuError("no token may follow: the rules and settings forbid all of them")
-        token = choose(allowed, self.job.sampling, self.history, self._generator, among)
+        matcher = self._matching
+        token = self._chosen(logits) if matcher is None else self._followed(matcher, logits)
         self.accepted += token == guess
         return self.accept(token, logits)
+
+    def _chosen(self, logits: Tensor) -> int:
+        allowed = self.allowed(logits)
+        if allowed is not logits and bool(allowed.isneginf().all()):
+            raise KeifuError("no token may follow: the rules and settings forbid all of them")
+        return choose(allowed, self.job.sampling, self.history, self._generator)
+
+    def _followed(self, matcher: Matcher, logits: Tensor) -> int:
+        """A token that a constraint allows.
+
+        Where most may come, one is chosen as if all might, and stays if it may: it is distributed
+        as among those that may come, and nobody had to find out which these are.
+        """
+        ask = self.job.sampling, self.history, self._generator
+        ends, rules = self._may_end, self.job.sampling.no_repeat_ngram or self.job.rules.forbid
+        if self._wide and not rules and self.job.sampling.each_alone:
+            token = choose(logits, *ask)
+            if (ends or token not in matcher.ends) and matcher.valid([token]):
+                return token
+        among = matcher.few(ends=ends)
+        self._wide = among is None
+        if among is None or rules:
+            return choose(self.allowed(logits), *ask)
+        return choose(logits, *ask, among)
 
     def chooser(self) -> Callable[[Tensor], int]:
         """What chooses tokens from logits (vocab,) one after another as `next` is going to, with
@@ -194,14 +217,6 @@ class Sequence:
         scores = matcher.allow(scores, ends=self._may_end)
         scores = _some(no_repeat(scores, self.tokens, sampling.no_repeat_ngram), scores)
         return _some(job.rules.apply(scores, self.tokens, last=False), scores)
-
-    def _among(self) -> Tensor | None:
-        """The tokens (count,) that may come next, where a constraint leaves few of them and nothing
-        else has a say in it."""
-        matcher = self._matching
-        if matcher is None or self.job.sampling.no_repeat_ngram or self.job.rules.forbid:
-            return None
-        return matcher.few(ends=self._may_end)
 
     @property
     def _may_end(self) -> bool:

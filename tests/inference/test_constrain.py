@@ -134,6 +134,70 @@ def test_the_kinds(engine: Engine) -> None:
             assert isinstance(json.loads(choice.text), dict)
 
 
+def test_digits_are_the_ten_of_ascii(engine: Engine) -> None:
+    """As JSON Schema has them, and not all that Unicode has."""
+    for pattern in (r"\d{20}", r"[\d]{20}", r'(?i)"\d{20}/"'):
+        (done,) = asked(engine, Constraint.regex(pattern), temperature=100.0)
+        assert re.fullmatch('"?[0-9]{20}/?"?', done.text)
+    assert asked(engine, Constraint.regex(""))[0].text == ""
+
+
+@pytest.mark.parametrize("few", [0, 64])
+def test_tokens_are_distributed_as_among_those_that_may_come(
+    engine: Engine, model: StackModule, monkeypatch: pytest.MonkeyPatch, few: int
+) -> None:
+    """Whether one was chosen among all and kept, among a few, or under a mask."""
+    monkeypatch.setattr("keifu.inference.grammar.FEW", few)
+    wanted = Constraint.regex("[a-eh-z0-9]{2}")
+    prompt = torch.tensor([1, 2, 3])
+    logits = model(prompt[None]).logits[0, -1] / 1.5
+    ids = torch.tensor(byte_tokenizer().encode("abcdehijklmnopqrstuvwxyz0123456789"))
+    expected = logits[ids].softmax(-1)
+    assert logits.softmax(-1)[ids].sum() < 0.6, "most choices among all are refused"
+    seen, second = torch.zeros(len(ids)), torch.zeros(len(ids))
+    for seed in range(8):
+        for choice in asked(engine, wanted, seed=128 * seed, n=128):
+            seen[(ids == choice.tokens[0]).nonzero()] += 1
+            second[(ids == choice.tokens[1]).nonzero()] += 1
+    total = seen.sum()
+    assert total == second.sum() == 1024
+    chi = ((seen - total * expected) ** 2 / (total * expected)).sum()
+    assert chi < 70, "33 degrees of freedom: one in 5,000 is above"
+
+
+def test_what_is_forced_is_read_with_what_comes_before(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names and brackets take no step of their own, unless their log-probabilities are wanted."""
+    steps = []
+    forward = engine._forward
+
+    def counted(outputs: Any, lengths: list[int], *rest: Any, **more: Any) -> Any:
+        steps.append(sum(lengths))
+        return forward(outputs, lengths, *rest, **more)
+
+    monkeypatch.setattr(engine, "_forward", counted)
+    schema = {
+        "type": "object",
+        "properties": {"a_rather_long_name": {"type": "boolean"}, "another": {"enum": ["xy", "z"]}},
+        "required": ["a_rather_long_name", "another"],
+        "additionalProperties": False,
+    }
+    (done,) = asked(engine, Constraint.json(schema), temperature=0)
+    check(done, schema)
+    few = len(steps)
+    assert few < len(done.tokens) / 3
+    assert sum(steps) <= 3 + len(done.tokens)
+    steps.clear()
+    (told,) = asked(engine, Constraint.json(schema), temperature=0, logprobs=0)
+    assert told.tokens == done.tokens
+    assert len(told.logprobs) == len(told.tokens) == len(steps)
+    for most in range(1, len(done.tokens) + 1):
+        (cut,) = asked(engine, Constraint.json(schema), temperature=0, max_tokens=most)
+        assert cut.tokens == done.tokens[:most]
+        assert cut.finish == ("stop" if most == len(done.tokens) else "length")
+
+
 def test_an_empty_text_may_be_all_that_is_allowed(engine: Engine) -> None:
     (done,) = asked(engine, Constraint.choice([""]), min_tokens=5)
     assert (done.text, done.finish) == ("", "stop")
