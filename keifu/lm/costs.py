@@ -22,7 +22,7 @@ from keifu.core.errors import KeifuError, unknown
 from keifu.families import Family, families
 from keifu.families._load import PRECISIONS, build_model, open_checkpoint
 from keifu.families.published import PUBLISHED
-from keifu.inference.engine import CHUNK
+from keifu.inference.chunks import CHUNK
 from keifu.inference.plans import runners
 from keifu.inference.runner import Runner, TorchRunner, step_of
 from keifu.nn.kernels import native
