@@ -18,8 +18,8 @@ from keifu.core import machine
 from keifu.core.errors import KeifuError, unknown
 from keifu.families._load import Checkpoint, build_model, open_checkpoint
 from keifu.families._sentence import is_sentence_folder, open_sentence
-from keifu.inference.encode import BATCH
 from keifu.inference.chunks import CHUNK
+from keifu.inference.encode import BATCH
 from keifu.inference.engine import Engine
 from keifu.inference.plans import runners
 from keifu.inference.rules import Rules

@@ -6,8 +6,8 @@ import dataclasses
 
 from keifu.core.errors import KeifuError, unknown
 from keifu.families._load import open_checkpoint
-from keifu.inference.drafters import drafters
 from keifu.inference.chunks import CHUNK
+from keifu.inference.drafters import drafters
 from keifu.inference.speculation import Draft, Guide
 from keifu.lm.opening import LocalOptions, Opened
 from keifu.nn.stack import StackModule
