@@ -26,6 +26,8 @@ class Constraint:
     kind: Literal["json", "regex", "choice", "grammar", "lark"]
     text: str
     """The schema or the choices as JSON, the pattern, the grammar."""
+    free: bool = False
+    """Whether it is of parts of a text that is free otherwise, and may end as any text does."""
 
     def __post_init__(self) -> None:
         if self.kind not in MOST:

@@ -137,7 +137,8 @@ class Sampling:
             raise ParameterError("cache_salt", self.cache_salt, "at most 256 characters")
         if len(self.stop) > 64 or any(not s or len(s) > 1024 for s in self.stop):
             raise ParameterError("stop", self.stop, "at most 64 strings of 1 to 1024 characters")
-        if self.constraint is not None and (self.stop or self.stop_ids):
+        whole = self.constraint is not None and not self.constraint.free
+        if whole and (self.stop or self.stop_ids):
             name = "stop" if self.stop else "stop_ids"
             why = "the constraint says where the output ends, so nothing else may: leave it out"
             raise ParameterError(name, getattr(self, name), why)

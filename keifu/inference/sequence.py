@@ -109,7 +109,8 @@ class Sequence:
         self.postponed = False
         """Whether it found no room beside others, and so waits until they have left."""
         hide = not job.sampling.show_special
-        start = not (job.continues or job.grammar)
+        constraint = job.sampling.constraint
+        start = not job.continues and (constraint is None or constraint.free)
         self._text = Detokenizer(tokenizer, skip_special=hide, start=start, shown=job.shown)
         self._stops = StopStrings(job.sampling.stop, include=job.sampling.include_stop)
         self._generator: torch.Generator | None = None

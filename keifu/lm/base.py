@@ -216,6 +216,7 @@ class LM(ABC):
     def sampling(self, options: Mapping[str, Any]) -> Sampling:
         """The checkpoint's defaults with the request's options over them."""
         defaults = dict(self.defaults)
-        if options.get("constraint") is not None:  # it says itself where the output ends
+        constraint = options.get("constraint")
+        if constraint is not None and not constraint.free:  # it says itself where the output ends
             defaults = {k: v for k, v in defaults.items() if k not in ("stop", "stop_ids")}
         return Sampling(**{**defaults, **options})

@@ -8,14 +8,16 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from keifu.core.errors import KeifuError, unknown
-from keifu.inference.constraint import Constraint
+from keifu.inference.constraint import Constraint, ConstraintError
 from keifu.inference.engine import Engine
+from keifu.inference.grammar import available
 from keifu.inference.kept import Kept
 from keifu.inference.meter import Statistics
 from keifu.inference.request import Delta, Message, Sampling, Score
 from keifu.inference.stream import Stream
 from keifu.lm.base import LM, ChatOptions, Prompt
-from keifu.lm.tools import ToolFormat, ToolReader, detect, forced, markers
+from keifu.lm.tool_grammar import forced, guided
+from keifu.lm.tools import ToolFormat, ToolReader, detect, markers
 from keifu.text.tokenizer import Tokenizer
 
 SAMPLING_FIELDS = frozenset(f.name for f in dataclasses.fields(Sampling))
@@ -44,9 +46,10 @@ class LocalLM(LM):
         """Answer a conversation, as its chat template writes it."""
         given = known_options(options, SAMPLING_FIELDS | _CHAT)
         chat = ChatOptions(**{k: v for k, v in given.items() if k in _CHAT})
-        sampling = self.sampling({k: v for k, v in given.items() if k in SAMPLING_FIELDS})
         form = self._tool_format(chat)
-        sampling = self._constrained(sampling, chat, form)
+        wanted = self._constraint(given.get("constraint"), chat, form)
+        asked = {k: v for k, v in given.items() if k in SAMPLING_FIELDS}
+        sampling = self.sampling(asked if wanted is None else {**asked, "constraint": wanted})
         prompt = self.tokenizer.encode_chat(messages, most=self.context, **_template_options(chat))
         if form is None:
             return self.engine.submit(prompt, sampling, continues=chat.continue_final)
@@ -65,28 +68,46 @@ class LocalLM(LM):
             raise KeifuError(f"{self.name} knows no tools: its chat template does not take any")
         return form
 
-    def _constrained(
-        self, sampling: Sampling, chat: ChatOptions, form: ToolFormat | None
-    ) -> Sampling:
-        """With what the response format and the choice of a tool make of the output."""
+    def _constraint(
+        self, given: Constraint | None, chat: ChatOptions, form: ToolFormat | None
+    ) -> Constraint | None:
+        """What the request, its response format and its choice of a tool make of the output."""
         schema, wanted = schema_of(chat.response_format), None
         if form is not None and (chat.tool_choice != "auto" or schema is not None):
             named = chat.tool_choice if isinstance(chat.tool_choice, Mapping) else None
-            special = {self.tokenizer.token(i): i for i in self._marker_ids(form)}
             wanted = forced(
                 form,
                 _chosen(chat.tools, named),
-                special,
+                self._markers(form),
                 one=named is not None,
                 instead=schema if chat.tool_choice == "auto" else None,
             )
         elif schema is not None:
             wanted = Constraint.json(schema)
-        if wanted is None:
-            return sampling
-        if sampling.constraint is not None:
+        if wanted is not None and given is not None:
             raise KeifuError("a constraint beside a response_format or tools: choose one of them")
-        return dataclasses.replace(sampling, constraint=wanted)
+        if form is not None and wanted is None and given is None and available():
+            return self._guided(form, chat.tools)
+        return wanted or given
+
+    def _guided(self, form: ToolFormat, tools: Sequence[Mapping[str, Any]]) -> Constraint:
+        """Whole calls by the tools' schemas, where the model chooses to call; arguments are any
+        object if some schema cannot be followed, and no tool has `strict`."""
+        special = self._markers(form)
+        others = self.tokenizer.control_ids - self.engine.end_ids - set(special.values())
+        wanted = guided(form, tools, special, sorted(others))
+        try:
+            self.engine.grammars.compile(wanted)
+        except ConstraintError:
+            if any(tool["function"].get("strict") for tool in tools):
+                raise
+            any_object = [{"function": {"name": tool["function"]["name"]}} for tool in tools]
+            wanted = guided(form, any_object, special, sorted(others))
+        return wanted
+
+    def _markers(self, form: ToolFormat) -> dict[str, int]:
+        """The special tokens that are parts of a call, by their spelling."""
+        return {self.tokenizer.token(i): i for i in self._marker_ids(form)}
 
     def _marker_ids(self, form: ToolFormat) -> frozenset[int]:
         """Special tokens that are part of a tool call and so must reach the reader as text."""

@@ -11,11 +11,10 @@ import json
 import re
 import secrets
 import string
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
-from keifu.inference.constraint import Constraint
 from keifu.inference.request import ToolCall
 
 MOST_CHARACTERS = 256 * 1024
@@ -185,59 +184,6 @@ def markers(form: ToolFormat) -> tuple[str, ...]:
     inner = ("[ARGS]", "[CALL_ID]") if form.openers == MISTRAL.openers else ()
     closer = (form.closer,) if form.closer else ()
     return (*(o for o in form.openers if len(o) > 1), *closer, *inner)
-
-
-_PLAIN_JSON = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-_MOST_CALLS = 8
-"""Calls in one answer that must be calls."""
-
-
-def forced(
-    form: ToolFormat,
-    tools: Sequence[Mapping[str, Any]],
-    special: Mapping[str, int],
-    *,
-    one: bool = False,
-    instead: Mapping[str, Any] | None = None,
-) -> Constraint:
-    """An output that is calls of these tools and nothing else, the arguments by their schemas.
-
-    Args:
-        tools: in OpenAI's shape.
-        special: the ids of the parts of a call that are special tokens, by their spelling.
-        one: whether there is exactly one call.
-        instead: the schema of a JSON value that may come in place of calls.
-    """
-    before, between, after = form.several or ("", "", "")
-    more = f"({_lark(between, special)} call){{0,{_MOST_CALLS - 1}}}"
-    more = "" if one or form.several is None else more
-    start = f"start: {_lark(before, special)} call {more} {_lark(after, special)}"
-    lines = [start if instead is None else f"{start} | instead"]
-    lines.append("call: " + " | ".join(f"call_{i}" for i in range(len(tools))))
-    for index, tool in enumerate(tools):
-        function = tool["function"]
-        name = json.dumps(function["name"], ensure_ascii=False)[1:-1]
-        begin, end = (_lark(part.replace("NAME", name), special) for part in form.write)
-        lines.append(f"call_{index}: {begin} arguments_{index} {end}")
-        schema = {"type": "object", **(function.get("parameters") or {})}
-        lines.append(f"arguments_{index}: {_json_rule(schema)}")
-    if instead is not None:
-        lines.append(f"instead: {_json_rule(instead)}")
-    return Constraint("lark", "\n".join(lines))
-
-
-def _lark(text: str, special: Mapping[str, int]) -> str:
-    """A text in a grammar: strings, and special tokens by their ids."""
-    if not special:
-        return json.dumps(text, ensure_ascii=False) if text else ""
-    pieces = re.split("(" + "|".join(map(re.escape, special)) + ")", text)
-    told = (f"<[{special[p]}]>" if p in special else json.dumps(p) for p in pieces if p)
-    return " ".join(told)
-
-
-def _json_rule(schema: Mapping[str, Any]) -> str:
-    checked = json.loads(Constraint.json(schema).text)
-    return "%json " + json.dumps({**checked, "x-guidance": _PLAIN_JSON}, ensure_ascii=False)
 
 
 class ToolReader:

@@ -16,8 +16,9 @@ from keifu.lm.gemini import GeminiLM
 from keifu.lm.local import schema_of
 from keifu.lm.openai import OpenAILM
 from keifu.lm.remote import RemoteLM, RemoteOptions
-from keifu.lm.tools import FORMATS, HERMES, ToolFormat, forced, read_all
-from tests.inference.test_constrain import END, asked, engine, model
+from keifu.lm.tool_grammar import forced, guided
+from keifu.lm.tools import FORMATS, HERMES, LLAMA, ToolFormat, read_all
+from tests.inference.test_constrain import END, asked, byte_tokenizer, engine, model
 
 __all__ = ["engine", "model"]  # fixtures
 
@@ -56,6 +57,59 @@ def test_a_marker_that_is_one_token_is_written_as_that_token(engine: Engine) -> 
     assert f"<[{END}]>" in wanted.text
     assert '"<tool_call>' not in wanted.text
     assert '</tool_call>"' in wanted.text
+
+
+def follow(engine: Engine, wanted: Constraint, text: str) -> tuple[bool, bool]:
+    """Whether a text may be written, and whether it may end there."""
+    matcher = engine.grammars.compile(wanted).matcher()
+    ids = byte_tokenizer().encode(text)
+    if matcher.valid(ids) < len(ids):
+        return False, False
+    for token in ids:
+        matcher.take(token)
+    return True, matcher.ended or bool(matcher.valid([END]))
+
+
+WHOLE = {
+    "hermes": '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": 2}}\n</tool_call>',
+    "tagged": '<function=add>{"a": 1, "b": 2}</function>',
+    "mistral": '[TOOL_CALLS] [{"name": "add", "arguments": {"a": 1, "b": 2}}]',
+    "mistral-args": '[TOOL_CALLS]add[ARGS]{"a": 1, "b": 2}',
+    "llama": '{"name": "add", "parameters": {"a": 1, "b": 2}}',
+}
+
+
+@pytest.mark.parametrize("form", FORMATS, ids=lambda f: f.name)
+def test_a_call_that_is_begun_is_one_of_the_tools(engine: Engine, form: ToolFormat) -> None:
+    """Where the model may choose, text is free, and calls follow their schemas to their ends."""
+    wanted, call = guided(form, TOOLS, {}, ()), WHOLE[form.name]
+    text, calls = read_all(call, form, ["add"])
+    assert (text, len(calls)) == ("", 1)
+    for free in ("", "Hello {you} <there>\n[1, 2] \n", '{"answer": 3}', "<tool", '"add"'):
+        assert follow(engine, wanted, free) == (True, True), free
+    before = "" if form.at_start else "I will add.\n"
+    assert follow(engine, wanted, before + call) == (True, True)
+    begun = call.index("add") + 1
+    for at in range(begun, len(call)):
+        assert follow(engine, wanted, before + call[:at]) == (True, False), call[:at]
+    assert follow(engine, wanted, before + call.replace("add", "adx")) == (False, False)
+    assert follow(engine, wanted, before + call.replace("1", "12")) == (False, False)
+    assert follow(engine, wanted, before + call.replace('"b": 2', '"c": 2')) == (False, False)
+    if form is HERMES:
+        assert follow(engine, wanted, f"{call}\n{call} And so on.") == (True, True)
+    if form is LLAMA:
+        assert follow(engine, wanted, "<|python_tag|>" + call) == (True, True)
+        assert follow(engine, wanted, "First: " + call.replace("add", "x")) == (True, True)
+
+
+def test_markers_that_are_tokens_and_others_in_the_text(engine: Engine) -> None:
+    """A model that begins a call with a token of its own writes it to its end."""
+    wanted = guided(HERMES, TOOLS, {"<tool_call>": END}, ())
+    matcher = engine.grammars.compile(wanted).matcher()
+    for token in byte_tokenizer().encode("Well, "):
+        matcher.take(token)
+    assert matcher.valid([END]) == 1
+    assert follow(engine, wanted, "<tool_call>nothing") == (True, True), "it is text, spelt out"
 
 
 def test_json_may_come_instead_of_a_call(engine: Engine) -> None:
