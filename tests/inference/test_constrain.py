@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,11 @@ import keifu
 from keifu.core.errors import KeifuError
 from keifu.families.llama import Llama
 from keifu.inference.constraint import Constraint
+from keifu.inference.drafters import drafters
 from keifu.inference.engine import Engine
 from keifu.inference.request import Choice, ParameterError, Sampling
+from keifu.inference.sequence import Sequence as Output
+from keifu.inference.speculation import Draft, Drafter, Guide, Load
 from keifu.lm.base import LM
 from keifu.nn.stack import StackModule
 from keifu.text.marks import Marks
@@ -196,6 +199,53 @@ def test_what_is_forced_is_read_with_what_comes_before(
         (cut,) = asked(engine, Constraint.json(schema), temperature=0, max_tokens=most)
         assert cut.tokens == done.tokens[:most]
         assert cut.finish == ("stop" if most == len(done.tokens) else "length")
+
+
+class Junk(Drafter):
+    """Guesses what a constraint allows and then what it forbids."""
+
+    @classmethod
+    def of(cls, argument: str, load: Load) -> Draft:
+        raise NotImplementedError
+
+    def propose(self, outputs: Sequence[Output], counts: Sequence[int]) -> None:
+        for output, count in zip(outputs, counts, strict=True):
+            output.guessed += [*byte_tokenizer().encode("ab"), END, END + 2][:count]
+
+
+@pytest.mark.parametrize("drafter", ["lookup", "junk"])
+def test_guesses_that_a_constraint_forbids_are_cut(
+    model: StackModule, monkeypatch: pytest.MonkeyPatch, drafter: str
+) -> None:
+    """With guesses as without, and none is read that could not come."""
+    options: dict[str, Any] = {"context": 1024, "budget": 1 << 24, "end_ids": [END]}
+
+    def nothing(name: str) -> Guide:
+        raise AssertionError
+
+    draft = drafters["lookup"].of("", nothing) if drafter == "lookup" else lambda target: Junk()
+    plain = Engine(model, byte_tokenizer(), **options)
+    quick = Engine(model, byte_tokenizer(), draft=draft, **options)
+    forward, read = quick._forward, []
+
+    def checked(outputs: list[Output], *rest: Any, **more: Any) -> Any:
+        for output in outputs:
+            assert output.possible(output.guessed) == output.guessed
+            read.append(len(output.guessed))
+        return forward(outputs, *rest, **more)
+
+    monkeypatch.setattr(quick, "_forward", checked)
+    try:
+        for wanted in (Constraint.regex("[ab]{1,90}"), Constraint.json(PERSON)):
+            for temperature in (0.0, 0.5):
+                how = {"temperature": temperature, "ignore_eos": True}
+                found = [asked(e, wanted, **how)[0] for e in (plain, quick)]
+                assert found[0].tokens == found[1].tokens
+                assert found[1].finish == "stop"
+        assert sum(read) > 0
+    finally:
+        plain.close()
+        quick.close()
 
 
 def test_an_empty_text_may_be_all_that_is_allowed(engine: Engine) -> None:
