@@ -1,8 +1,8 @@
-"""Whether Keifu computes what the references compute, on a real model.
+"""Whether Keifu chooses the tokens that the references choose, on a real model.
 
-Tokens: transformers runs the decoded weights in float32, over prompts and what Keifu made of them
+transformers runs the decoded weights in float32, over prompts and what Keifu made of them
 (teacher-forced, so that one tie does not hide the rest). Where its two best logits lie further
-apart than a margin, the best one must be ours. Perplexity: against llama-cpp-python, same tokens.
+apart than a margin, the best one must be ours.
 """
 
 from __future__ import annotations
@@ -42,7 +42,14 @@ PROMPTS = (
     "Breaking news: scientists have discovered",
 )
 NEW, TIE, CLEAR = 64, 1e-3, 0.5
-WINDOW, TEXT = 512, 20_000
+WINDOW, TEXT = 512, 50_000
+FORCED = 5120
+"""Tokens of the text whose predictions are compared one by one."""
+LONG, AFTER, GAP = 416, 24, 250
+"""Tokens of long prompts, and what is made after each; how far apart they begin."""
+MARGINS = (0.0, 0.1, CLEAR)
+WAYS: Mapping[str, Mapping[str, Any]] = {"coarse": {}, "fine": {"prompt_logprobs": 0}}
+"""How a long prompt may be read: as by default; in both planes throughout, as what is scored is."""
 
 Reference = Callable[[Sequence[int]], torch.Tensor]
 """Token ids (n,) -> logits (n, vocab) float32."""
@@ -112,7 +119,7 @@ def forced(lm: LM, reference: Reference, windows: Sequence[Sequence[int]]) -> Ag
 
 
 def text() -> str:
-    """20 KB of prose: Python's own documentation, as far as it comes with the interpreter."""
+    """50 KB of prose: Python's own documentation, as far as it comes with the interpreter."""
     from pydoc_data.topics import topics
 
     whole = "\n".join(topics[name] for name in sorted(topics))
@@ -125,66 +132,98 @@ def windows(ids: Sequence[int]) -> list[list[int]]:
     return [part for part in parts if len(part) > 1]
 
 
-def perplexity(logprobs: Callable[[list[int]], Sequence[float]], parts: list[list[int]]) -> float:
-    """exp of the mean negative log-probability over all predicted tokens."""
-    found = [value for part in parts for value in logprobs(part)]
-    return math.exp(-sum(found) / len(found))
-
-
-def like(lm: LM, ids: Sequence[int], made: Sequence[int]) -> Agreement:
-    """How often a peer's greedy tokens `made` after `ids` are those this model clearly prefers."""
+def gaps(lm: LM, ids: Sequence[int], made: Sequence[int]) -> list[tuple[float, bool]]:
+    """How far apart the model's two best logits lie before each of `made` after `ids`, and
+    whether that is the best one."""
     done = lm.complete([*ids, *made], max_tokens=0, temperature=0, prompt_logprobs=2)
     told = (done.prompt_logprobs or ())[len(ids) :]
-    clear = [(t.id, t.top[0].id) for t in told if t.top[0].logprob - t.top[1].logprob > CLEAR]
-    return Agreement(len(clear), sum(theirs == ours for theirs, ours in clear))
+    return [(t.top[0].logprob - t.top[1].logprob, t.id == t.top[0].id) for t in told]
+
+
+def clear(found: Sequence[tuple[float, bool]], margin: float) -> Agreement:
+    """Those that are further apart."""
+    same = [same for gap, same in found if gap > margin]
+    return Agreement(len(same), sum(same))
+
+
+def like(lm: LM, prompts: Sequence[Sequence[int]], made: Sequence[Sequence[int]]) -> Agreement:
+    """How often a peer's greedy tokens are those that this model clearly prefers."""
+    pairs = zip(prompts, made, strict=True)
+    return sum((clear(gaps(lm, *pair), CLEAR) for pair in pairs), Agreement(0, 0))
+
+
+def long_prompts(lm: LM) -> list[list[int]]:
+    """Stretches of the text."""
+    ids = lm.encode(text())
+    starts = range(0, len(PROMPTS) * GAP, GAP)
+    return [list(ids[start : start + LONG]) for start in starts]
+
+
+def after_long_prompts(path: Path, reference: Reference, threads: int) -> Mapping[str, Any]:
+    """Greedy tokens after long prompts, by how a prompt is read and what judges them.
+
+    Rows are judged by the model itself in both planes, and by float32; columns count the places
+    where the judge's two best logits lie further apart than each margin.
+    """
+    lm = keifu.load(str(path), threads=threads, prefixes=False)
+    prompts = long_prompts(lm)
+    table: dict[str, Any] = {}
+
+    def counted(row: str, margin: float, found: Agreement) -> None:
+        told = table.setdefault(f"after {LONG} tokens, {row}", {})
+        told[f"same over {margin}" if margin else "same"] = f"{found.same} of {found.clear}"
+        if margin == CLEAR:
+            told["holds"] = found.share >= 0.99
+
+    made = {
+        way: [
+            lm.complete(ids, max_tokens=AFTER, temperature=0, ignore_eos=True, **how).tokens
+            for ids in prompts
+        ]
+        for way, how in WAYS.items()
+    }
+    for way, tokens in made.items():
+        pairs = list(zip(prompts, tokens, strict=True))
+        if way != "fine":
+            judged = [each for pair in pairs for each in gaps(lm, *pair)]
+            for margin in MARGINS:
+                counted(f"{way} as fine", margin, clear(judged, margin))
+        rows = [reference([*ids, *new])[len(ids) - 1 : -1] for ids, new in pairs]
+        for margin in MARGINS:
+            each = (agreement(r, new, margin) for r, (_, new) in zip(rows, pairs, strict=True))
+            counted(f"{way} as float32", margin, sum(each, Agreement(0, 0)))
+    lm.close()
+    return table
 
 
 def measure(path: Path, *, threads: int, python: str | None = None) -> Mapping[str, Any]:
-    """All three checks; each says what it found and whether that is enough."""
+    """All checks; each says what it found and whether that is enough."""
     reference = transformers_on(path, threads)
-    exact = keifu.load(str(path), threads=threads, precision="exact")
-    print("exact against transformers", flush=True)
-    a = greedy(exact, reference, PROMPTS, TIE)
-    prompts = [exact.encode(prompt) for prompt in PROMPTS]
+    found = dict(after_long_prompts(path, reference, threads))
     lm = keifu.load(str(path), threads=threads)
-    parts = windows(lm.encode(text()))
+    prompts = [lm.encode(prompt) for prompt in PROMPTS]
+    parts = windows(lm.encode(text())[:FORCED])
     print("default against transformers", flush=True)
     b = forced(lm, reference, parts) + greedy(lm, reference, PROMPTS, CLEAR)
-    print("perplexity", flush=True)
-    ours = perplexity(lambda ids: lm.score(ids[:1], ids[1:]).logprobs, parts)
-    decoded = perplexity(
-        lambda ids: reference(ids).log_softmax(-1)[range(len(ids) - 1), ids[1:]].tolist(), parts
-    )
     lm.close()
-    llama = _llama(path, parts, prompts, threads, python)
-    found: dict[str, Any] = {
-        "exact": {"clear": a.clear, "same": a.same, "holds": a.same == a.clear > 0},
-        "default": {
-            "clear": b.clear,
-            "same": b.same,
-            "share": b.share,
-            "holds": b.share >= 0.99,
-        },
-        "perplexity": {"keifu": ours, "transformers": decoded},
-    }
+    print("exact against transformers", flush=True)
+    exact = keifu.load(str(path), threads=threads, precision="exact")
+    a = greedy(exact, reference, PROMPTS, TIE)
+    found["exact"] = {"clear": a.clear, "same": a.same, "holds": a.same == a.clear > 0}
+    found["default"] = _judged(b)
+    llama = _llama(path, prompts, threads, python)
     if isinstance(llama, str):
         exact.close()
         return {**found, "absent": llama}
-    off = ours / llama.perplexity - 1
-    c = sum((like(exact, *pair) for pair in zip(prompts, llama.made, strict=True)), Agreement(0, 0))
+    c = like(exact, prompts, llama.made)
     exact.close()
-    found["perplexity"] |= {
-        "llama-cpp-python": llama.perplexity,
-        "off": off,
-        "holds": abs(off) <= 0.005,
-    }
-    found["greedy of llama-cpp-python"] = {
-        "clear": c.clear,
-        "same": c.same,
-        "share": c.share,
-        "holds": c.share >= 0.99,
-    }
+    found["greedy of llama-cpp-python"] = _judged(c)
     return {**found, "version": llama.version}
+
+
+def _judged(found: Agreement) -> dict[str, Any]:
+    holds = found.share >= 0.99
+    return {"clear": found.clear, "same": found.same, "share": found.share, "holds": holds}
 
 
 @dataclass(frozen=True)
@@ -192,27 +231,19 @@ class Peer:
     """What llama-cpp-python makes of the same file."""
 
     version: str
-    perplexity: float
     made: list[list[int]]
     """Its greedy tokens after each prompt."""
 
 
-def _llama(
-    path: Path,
-    parts: list[list[int]],
-    prompts: list[list[int]],
-    threads: int,
-    python: str | None,
-) -> Peer | str:
-    """llama-cpp-python's perplexity and tokens; why not, where it is not installed."""
+def _llama(path: Path, prompts: list[list[int]], threads: int, python: str | None) -> Peer | str:
+    """llama-cpp-python's tokens; why not, where it is not installed."""
     name = "llama-cpp-python"
     worker = Worker(name, commands([name], python)[name])
     try:
         if "absent" in worker.hello:
             return str(worker.hello["absent"])
         worker.ask("load", model=str(path), threads=threads, context=WINDOW)
-        found = perplexity(lambda ids: worker.ask("logprobs", tokens=ids)["logprobs"], parts)
         made = [worker.ask("greedy", prompt=ids, new=NEW)["tokens"] for ids in prompts]
-        return Peer(str(worker.hello["version"]), found, made)
+        return Peer(str(worker.hello["version"]), made)
     finally:
         worker.close()

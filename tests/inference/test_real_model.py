@@ -16,11 +16,11 @@ from benchmarks.accuracy import (
     agreement,
     forced,
     greedy,
-    perplexity,
     text,
     transformers_on,
     windows,
 )
+from benchmarks.perplexity import perplexity
 
 
 @pytest.fixture(scope="module")
