@@ -196,54 +196,52 @@ def after_long_prompts(path: Path, reference: Reference, threads: int) -> Mappin
     return table
 
 
+def by_default(path: Path, reference: Reference, threads: int) -> Mapping[str, Any]:
+    """A text that is read, and what is made after short prompts."""
+    lm = keifu.load(str(path), threads=threads)
+    parts = windows(lm.encode(text())[:FORCED])
+    total = forced(lm, reference, parts) + greedy(lm, reference, PROMPTS, CLEAR)
+    lm.close()
+    return {"default": _judged(total)}
+
+
+def exactly(path: Path, reference: Reference, threads: int) -> Mapping[str, Any]:
+    """The same in float32, without the text."""
+    lm = keifu.load(str(path), threads=threads, precision="exact")
+    total = greedy(lm, reference, PROMPTS, TIE)
+    lm.close()
+    holds = total.same == total.clear > 0
+    return {"exact": {"clear": total.clear, "same": total.same, "holds": holds}}
+
+
+def of_llama(path: Path, threads: int, python: str | None) -> Mapping[str, Any]:
+    """llama-cpp-python's greedy tokens, judged by ours in float32."""
+    lm = keifu.load(str(path), threads=threads, precision="exact")
+    prompts = [lm.encode(prompt) for prompt in PROMPTS]
+    name = "llama-cpp-python"
+    worker = Worker(name, commands([name], python)[name])
+    try:
+        if "absent" in worker.hello:
+            return {"absent": str(worker.hello["absent"])}
+        worker.ask("load", model=str(path), threads=threads, context=WINDOW)
+        made = [worker.ask("greedy", prompt=ids, new=NEW)["tokens"] for ids in prompts]
+        judged = _judged(like(lm, prompts, made))
+        return {f"greedy of {name}": judged, "version": str(worker.hello["version"])}
+    finally:
+        worker.close()
+        lm.close()
+
+
 def measure(path: Path, *, threads: int, python: str | None = None) -> Mapping[str, Any]:
     """All checks; each says what it found and whether that is enough."""
     reference = transformers_on(path, threads)
-    found = dict(after_long_prompts(path, reference, threads))
-    lm = keifu.load(str(path), threads=threads)
-    prompts = [lm.encode(prompt) for prompt in PROMPTS]
-    parts = windows(lm.encode(text())[:FORCED])
-    print("default against transformers", flush=True)
-    b = forced(lm, reference, parts) + greedy(lm, reference, PROMPTS, CLEAR)
-    lm.close()
-    print("exact against transformers", flush=True)
-    exact = keifu.load(str(path), threads=threads, precision="exact")
-    a = greedy(exact, reference, PROMPTS, TIE)
-    found["exact"] = {"clear": a.clear, "same": a.same, "holds": a.same == a.clear > 0}
-    found["default"] = _judged(b)
-    llama = _llama(path, prompts, threads, python)
-    if isinstance(llama, str):
-        exact.close()
-        return {**found, "absent": llama}
-    c = like(exact, prompts, llama.made)
-    exact.close()
-    found["greedy of llama-cpp-python"] = _judged(c)
-    return {**found, "version": llama.version}
+    found: dict[str, Any] = {}
+    for check in (after_long_prompts, by_default, exactly):
+        print(check.__name__.replace("_", " "), flush=True)
+        found |= check(path, reference, threads)
+    return found | dict(of_llama(path, threads, python))
 
 
 def _judged(found: Agreement) -> dict[str, Any]:
     holds = found.share >= 0.99
     return {"clear": found.clear, "same": found.same, "share": found.share, "holds": holds}
-
-
-@dataclass(frozen=True)
-class Peer:
-    """What llama-cpp-python makes of the same file."""
-
-    version: str
-    made: list[list[int]]
-    """Its greedy tokens after each prompt."""
-
-
-def _llama(path: Path, prompts: list[list[int]], threads: int, python: str | None) -> Peer | str:
-    """llama-cpp-python's tokens; why not, where it is not installed."""
-    name = "llama-cpp-python"
-    worker = Worker(name, commands([name], python)[name])
-    try:
-        if "absent" in worker.hello:
-            return str(worker.hello["absent"])
-        worker.ask("load", model=str(path), threads=threads, context=WINDOW)
-        made = [worker.ask("greedy", prompt=ids, new=NEW)["tokens"] for ids in prompts]
-        return Peer(str(worker.hello["version"]), made)
-    finally:
-        worker.close()

@@ -32,7 +32,7 @@ PROMPTS = {
     "code": "Write a Python class for a bank account with deposit, withdraw and transfer methods.",
     "free": "Tell me a story about a lighthouse keeper who finds a door in the sea.",
 }
-NEW, ROUNDS = 160, 6
+NEW, ROUNDS = 160, 4
 BOUNDS = {"edit": 0.8, "quote": 1.0, "code": 1.0, "free": 1.02}
 """What lookup may cost beside none: 1.02 on a text that repeats nothing."""
 

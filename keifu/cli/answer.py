@@ -104,6 +104,8 @@ def as_json(lm: LM, answer: Answer, loaded: float) -> dict[str, Any]:
             "completion_tokens": usage.completion_tokens,
             "total_tokens": usage.total_tokens,
             "cached_tokens": usage.cached_tokens,
+            "drafted_tokens": usage.drafted_tokens,
+            "accepted_tokens": usage.accepted_tokens,
         },
         "timings": {
             "load": loaded,
