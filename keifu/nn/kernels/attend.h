@@ -281,26 +281,28 @@ static bundle bundle_at(const kf_op *op, int number)
     return (bundle){first * share, groups * share, groups, first * bytes, groups * bytes};
 }
 
-/* The next slots' memory, to the second cache: what reads them jumps from head to head, which no
- * hardware foresees, and the first cache has too few lines under way for so many. */
-INLINE void fetch(const uint8_t *const *slots, int from, int count, const bundle *b)
+/* The memory of slots [from, to), to the second cache: what reads them jumps from head to head, which
+ * no hardware foresees, and the first cache has too few lines under way for so many. */
+INLINE void fetch(const uint8_t *const *slots, int from, int to, const bundle *b)
 {
-    for (int s = from; s < from + LANES && s < count; s++)
+    for (int s = from; s < to; s++)
         for (size_t i = 0; i < b->bytes; i += 64) __builtin_prefetch(slots[s] + b->offset + i, 0, 2);
 }
 
-/* One pass over a chunk's keys or values, LANES slots at a time, each for all heads. */
-static void walk(int values, int wide, const bundle *b, const chunk *parts, int count,
+/* One pass over a chunk's keys or values, LANES slots at a time, each for all heads; between them it
+ * asks for what comes later, in this pass or at the start of the next, a few lines at a time. */
+static void walk(int values, int wide, const bundle *b, const chunk *parts, int number, int count,
                  const uint8_t *const *after, int later)
 {
     const uint8_t **slots = parts[0].slots;
     int whole = (count + LANES - 1) / LANES * LANES;
     for (int s = 0; s < count; s += LANES) {
-        int ahead = s + AHEAD - whole; /* in what comes after this pass */
-        if (ahead < 0) fetch(slots, s + AHEAD, count, b);
-        else fetch(after, ahead, later, b);
-        for (int done = 0, i = 0; done < b->heads; done += parts[i++].heads)
+        for (int i = 0; i < number; i++) {
+            int from = s + AHEAD + LANES * i / number, to = s + AHEAD + LANES * (i + 1) / number;
+            if (s + AHEAD < whole) fetch(slots, from, to < count ? to : count, b);
+            else fetch(after, from - whole, to - whole < later ? to - whole : later, b);
             walker_of(values, wide, parts[i].heads)(parts + i, s, count);
+        }
     }
 }
 
@@ -343,13 +345,13 @@ static void attend_heads(const past *p, const float *q, const bundle *b, int fro
         if (base == from || base == early) ask(p, q, b, base < early, queries);
         locate(p, base, n, keys, values, distance);
         if (base == from)
-            for (int s = 0; s < AHEAD; s += LANES) fetch(keys, s, n, b);
+            fetch(keys, 0, AHEAD < n ? AHEAD : n, b);
         for (int i = 0; i < count; i++) parts[i].slots = keys;
-        walk(0, wide, b, parts, n, values, n);
+        walk(0, wide, b, parts, count, n, values, n);
         chunk all = {b->heads, line, op->width, queries, scores, sums, keys, 0};
         weigh(op, &all, n, b->head, distance, maxima, totals);
         for (int i = 0; i < count; i++) parts[i].slots = values;
-        walk(1, wide, b, parts, n, keys, 0);
+        walk(1, wide, b, parts, count, n, keys, 0);
     }
     for (int h = 0; h < b->heads; h++) {
         out[h][0] = maxima[h], out[h][1] = totals[h];

@@ -35,6 +35,8 @@ INLINE vi dot_four(const int format, vi acc, vu w, const int8_t *codes)
     return dot4(acc, w, (const quad *)codes);
 }
 
+enum { FETCHED = 4352 /* bytes ahead */ };
+
 /* R rows of codes times LANES rows of a group; `part` is the first of those rows. */
 INLINE void dot_group(const int format, const int R, const int planes, const uint8_t *group,
                       int blocks, int part, const uint8_t *x, size_t stride, vf *out)
@@ -48,6 +50,9 @@ INLINE void dot_group(const int format, const int R, const int planes, const uin
         const uint8_t *high = unit + u.high + b % u.blocks * u.bits + 4 * part;
         const uint8_t *scales = unit + u.scales + b % u.blocks * u.scale;
         vu w[8];
+        if (R > 2 && part == 0) /* so slow a stream is not foreseen in time */
+            for (size_t i = 0; i < u.code + u.bits + u.scale; i += 64)
+                __builtin_prefetch(codes + FETCHED + i, 0, 2);
         if (format == KF_Q8_0) codes_8(codes, w);
         else if (format == KF_Q6_K) codes_6(codes, high, w);
         else codes_4(codes, w);
