@@ -3,7 +3,7 @@
 from setuptools import Extension, setup
 
 FOLDER = "keifu/nn/kernels"
-SOURCES = ["tape", "pool", "pack", "isa_generic", "isa_avx2", "isa_avx512"]
+SOURCES = ["tape", "pool", "pack", "draw", "isa_generic", "isa_avx2", "isa_avx512"]
 HEADERS = [
     "simd",
     "tile",
@@ -20,6 +20,7 @@ HEADERS = [
     "scan",
     "scans",
     "recurrences",
+    "draw",
 ]
 VECTOR_SOURCES = ["vectors", "vectors_generic", "vectors_avx2", "vectors_avx512"]
 SCAN_SOURCES = ["scans", "scans_generic", "scans_avx2", "scans_avx512"]

@@ -25,7 +25,7 @@ from keifu.families.griffin import Griffin
 from keifu.families.mamba import MambaFamily
 from keifu.families.mamba2 import Mamba2Family
 from keifu.inference.plans import runners
-from keifu.inference.runner import TorchRunner, step_of
+from keifu.inference.runner import Feed, TorchRunner
 from keifu.nn.kernels import native, scans
 from keifu.nn.linear import Linear
 from keifu.nn.stack import StackModule
@@ -85,8 +85,8 @@ def reader(model: StackModule, dtype: torch.dtype) -> Callable[[int], Tensor]:
         if state.length == TOKENS:
             pool.restore(state, 0)
         pool.reserve(state, 1)
-        step = step_of([state], [1], [TOKENS], torch.device("cpu"), compute)
-        logits = runner.run([token], step, [state], [0])
+        feed = Feed(ids=[token], states=[state], lengths=[1], limits=[TOKENS], compute=compute)
+        logits = runner.run(feed, [0])
         pool.advance(state, 1)
         return logits.reshape(-1)
 

@@ -26,9 +26,10 @@ from keifu.inference.intake import Ask, Intake, check_ids
 from keifu.inference.kept import Kept
 from keifu.inference.meter import Statistics, statistics
 from keifu.inference.prefixes import Prefixes
-from keifu.inference.request import Sampling
+from keifu.inference.reading import feed_of, go_on
+from keifu.inference.request import Delta, Sampling
 from keifu.inference.rules import Rules
-from keifu.inference.runner import Fast, Runner, Ways, step_of
+from keifu.inference.runner import Fast, Runner, Ways
 from keifu.inference.sequence import Sequence as Output
 from keifu.inference.source import encode, mean_state, together
 from keifu.inference.speculation import Draft, Speculation, Target
@@ -38,9 +39,6 @@ from keifu.nn.pair import PairModule
 from keifu.nn.stack import StackModule
 from keifu.nn.state import StatePool
 from keifu.text.tokenizer import Tokenizer
-
-_WRITTEN = torch.zeros(0)
-"""Stands in a step for a memory of which all that is kept was written before."""
 
 
 class Engine:
@@ -293,20 +291,12 @@ class Engine:
         runners: Sequence[Runner] | None = None,
     ) -> Tensor:
         """Run the next `lengths` tokens, own and guessed, of each; logits (len(select), vocab)."""
-        states = [o.state for o in outputs if o.state is not None]
-        ids: list[int] = []
-        for output, state, n in zip(outputs, states, lengths, strict=True):
-            ids += output.upcoming(state.length, n)
-        limits = [o.job.limit for o in outputs]
-        names = {name for o in outputs for name in o.memories}
-        memories = {n: tuple(o.memories.get(n, _WRITTEN) for o in outputs) for n in names}
-        marks = () if self.pair else tuple(o.job.landmarks for o in outputs)
-        coarse = () if self.deterministic else tuple(o.job.coarse for o in outputs)
-        step = step_of(states, lengths, limits, self.device, self.compute, memories, marks, coarse)
-        runner = next(r for r in runners or self.runners if r.takes(lengths, states))
-        logits = runner.run(ids, step, states, select)
+        marked, coarse = self.pair is None, not self.deterministic
+        feed = feed_of(outputs, lengths, self.compute, marked=marked, coarse=coarse)
+        runner = next(r for r in runners or self.runners if r.takes(lengths, feed.states))
+        logits = runner.run(feed, select)
         self._queue.meter.step(lengths if runners is None else ())
-        for output, state, n in zip(outputs, states, lengths, strict=True):
+        for output, state, n in zip(outputs, feed.states, lengths, strict=True):
             self.pool.advance(state, n, undoable=bool(runners or output.guessed))
             output.memories = {}
         return logits
@@ -355,11 +345,26 @@ class Engine:
         ends, wanted = accumulate(lengths), [1 + len(o.guessed) for o in outputs]
         select = [i for end, n in zip(ends, wanted, strict=True) for i in range(end - n, end)]
         logits = self._forward(outputs, lengths, select)
-        for output, rows in zip(outputs, logits.split(wanted), strict=True):
-            try:
-                self._sample(output, rows)
-            except Exception as error:  # the others go on
-                self._queue.fail(output, error)
+        # One token each, of nothing but scores: all at once. The others on their own.
+        firsts = dict(zip(outputs, accumulate(wanted, initial=0), strict=False))
+        simple = [o for o in outputs if not (o.guessed or o.matcher)]
+        for output, made in go_on(simple, [firsts[o] for o in simple], logits):
+            self._send(output, made)
+        for output, n in zip(outputs, wanted, strict=True):
+            if output.guessed or output.matcher:
+                try:
+                    self._sample(output, logits[firsts[output] : firsts[output] + n])
+                except Exception as error:  # the others go on
+                    self._queue.fail(output, error)
+
+    def _send(self, output: Output, made: Delta | Exception) -> None:
+        """Send what a step made; a fault ends only the request that causes it."""
+        try:
+            if isinstance(made, Exception):
+                raise made
+            self._queue.send(output, made)
+        except Exception as error:
+            self._queue.fail(output, error)
 
     def _sample(self, output: Output, rows: Tensor) -> None:
         """The tokens that logits (1 + guesses, vocab) give."""

@@ -6,8 +6,10 @@ path, with the reason (`keifu doctor` shows it). Plan = plain is a contract test
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,8 @@ from keifu.core import machine
 from keifu.inference.lower_layers import attention, gated_mlp, mlp
 from keifu.inference.lower_recurrent import gated_recurrence, mamba, mamba2
 from keifu.inference.lowering import Lower, Lowering, Place, Unplanned, vector
-from keifu.inference.runner import Runner
+from keifu.inference.page_rows import PageRows
+from keifu.inference.runner import Feed, Runner
 from keifu.nn.attention import Attention
 from keifu.nn.block import Block
 from keifu.nn.heads import LMHead
@@ -37,7 +40,6 @@ from keifu.nn.ssd import Mamba2
 from keifu.nn.ssm import Mamba
 from keifu.nn.stack import Stack, StackModule
 from keifu.nn.state import RequestState, StatePool
-from keifu.nn.step import Step
 from keifu.nn.wiring import BranchPost, Parallel, ParallelNorms, Post, Pre, Sandwich
 
 FEW, MANY = 32, 512
@@ -210,44 +212,62 @@ class Plan:
         self._gist = _gist(model)
         self._turns = [(spec, turn) for spec, turn in work.turns.items() if turn.by_row]
         self.program = Program(work.tape)
+        self._held = [PageRows(-(-group.sinks // group.page)) for group in pool.groups]
 
     def takes(self, lengths: Sequence[int], states: Sequence[RequestState]) -> bool:
         """Steps that its buffers hold, of requests whose first tokens, if they stay, are there."""
         sinks = any(group.sinks for group in self.pool.groups)
         return sum(lengths) <= self.rows and not (sinks and any(map(first, states)))
 
-    def run(
-        self, ids: list[int], step: Step, states: Sequence[RequestState], select: Sequence[int]
-    ) -> Tensor:
+    def run(self, feed: Feed, select: Sequence[int]) -> Tensor:
         """Logits (len(select), vocab) of the selected tokens."""
-        positions = step.positions.numpy().astype(np.int32)
-        for spec, turn in self._turns:
-            cos, sin = spec.tables(step)
-            turn.cos[: len(ids)], turn.sin[: len(ids)] = cos, sin
-        owners = np.repeat(np.arange(len(states), dtype=np.int32), step.lengths())
-        forgotten = np.array([first(state) for state in states], dtype=np.int32)[owners]
+        states, ids = feed.states, feed.ids
+        if len(ids) == len(states):  # a token each, as most steps are: nothing to spread over rows
+            owners: Any = range(len(states))
+            positions: Any = [state.length for state in states]
+            lengths: Any = [state.length + 1 - first(state) for state in states]
+            coarse: Any = list(map(operator.lt, positions, feed.coarse))
+        else:
+            owners = np.repeat(np.arange(len(states), dtype=np.int32), feed.lengths)
+            begins = [state.length - at for state, at in zip(states, _offsets(feed), strict=True)]
+            positions = np.arange(len(ids), dtype=np.int32) + np.array(begins)[owners]
+            lengths = positions + 1 - np.array([first(state) for state in states])[owners]
+            coarse = positions < np.array(feed.coarse)[owners] if feed.coarse else ()
+        if self._turns:
+            step = feed.step(self.pool.device)
+            for spec, turn in self._turns:
+                cos, sin = spec.tables(step)
+                turn.cos[: len(ids)], turn.sin[: len(ids)] = cos, sin
         self.program.run(
             tokens=ids,
             positions=positions,
-            lengths=positions + 1 - forgotten,
-            starts=self._starts(step, positions, owners) - forgotten if self._gist else None,
+            lengths=lengths,
+            starts=_starts(feed, np.asarray(positions), owners) if self._gist else None,
             owners=owners,
-            coarse=positions < np.array(step.coarse)[owners] if any(step.coarse) else None,
-            chosen=np.asarray(select, dtype=np.int32),
+            coarse=coarse if any(coarse) else None,
+            chosen=select,
             slots=_slots(states) if self.pool.fixed else None,
             tables=[
-                _table(states, i, -(-group.sinks // group.page))
-                for i, group in enumerate(self.pool.groups)
+                held.of([state.tables[i] for state in states]) for i, held in enumerate(self._held)
             ],
+            requests=len(states),
         )
         return self.program.view(self._out, len(select))
 
-    @staticmethod
-    def _starts(step: Step, positions: Ints, owners: Ints) -> Ints:
-        """The first position that each token may see: after gist tokens, the first of them."""
-        spans = [step.marks(row).gist or (0, 0) for row in range(step.rows)]
-        begins, ends = np.array(spans, dtype=np.int32)[owners].T
-        return np.where(positions >= ends, begins, 0).astype(np.int32)
+
+def _offsets(feed: Feed) -> list[int]:
+    """Where in the step each request's tokens begin."""
+    return list(accumulate(feed.lengths, initial=0))[:-1]
+
+
+def _starts(feed: Feed, positions: Ints, owners: Sequence[int]) -> Ints:
+    """The first slot that each token may see: after gist tokens, the first of them."""
+    spans = [marks.gist or (0, 0) for marks in feed.landmarks] or [(0, 0)] * len(feed.states)
+    at = np.asarray(owners)
+    begins, ends = np.array(spans, dtype=np.int32)[at].T
+    forgotten = np.array([first(state) for state in feed.states], dtype=np.int32)[at]
+    starts: Ints = np.where(positions >= ends, begins, 0).astype(np.int32) - forgotten
+    return starts
 
 
 def _gist(model: StackModule) -> bool:
@@ -262,16 +282,6 @@ def _gist(model: StackModule) -> bool:
 def _slots(states: Sequence[RequestState]) -> Ints:
     """Where each request keeps its fixed entries."""
     return np.array([state.slot for state in states], dtype=np.int32)
-
-
-def _table(states: Sequence[RequestState], group: int, sinks: int) -> Ints:
-    """Page numbers (requests, pages); what a window has let go is never looked at, nor copied."""
-    tables = [state.tables[group] for state in states]
-    made = np.zeros((len(tables), max(len(t.pages) for t in tables)), dtype=np.int32)
-    for row, table in zip(made, tables, strict=True):
-        for start, end in ((0, min(sinks, table.gone)), (table.gone, len(table.pages))):
-            row[start:end] = [page or 0 for page in table.pages[start:end]]
-    return made
 
 
 def runners(model: StackModule, pool: StatePool, context: int) -> tuple[list[Runner], str]:

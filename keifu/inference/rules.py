@@ -37,6 +37,11 @@ class Rules:
         """Whether some token may not come somewhere."""
         return bool(self.never or self.never_first or self.never_after)
 
+    @property
+    def any(self) -> bool:
+        """Whether they change any scores."""
+        return self.forbid or self.first is not None or self.last is not None
+
     def apply(self, scores: Tensor, made: Sequence[int], *, last: bool) -> Tensor:
         """Scores (vocab,) with what the rules forbid at -inf; a forced token has score 0.
 

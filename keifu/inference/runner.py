@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -14,6 +15,39 @@ from keifu.nn.state import RequestState, StatePool
 from keifu.nn.step import Step
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Feed:
+    """What a step reads: further tokens of some requests."""
+
+    ids: Sequence[int]
+    """All tokens, request after request."""
+    states: Sequence[RequestState]
+    lengths: Sequence[int]
+    """How many tokens are each request's."""
+    limits: Sequence[int]
+    """The length that each request may reach."""
+    compute: torch.dtype | None = None
+    """What branches compute in; None: as it comes."""
+    memories: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
+    """By name, what cross mixers read, one tensor a request."""
+    landmarks: tuple[Landmarks, ...] = ()
+    coarse: tuple[int, ...] = ()
+    """What lies at positions below this may be computed in fewer bits; empty: nothing may."""
+
+    def step(self, device: torch.device) -> Step:
+        """The same as blocks read it."""
+        return step_of(
+            self.states,
+            self.lengths,
+            self.limits,
+            device,
+            self.compute,
+            self.memories,
+            self.landmarks,
+            self.coarse,
+        )
+
+
 class Runner(Protocol):
     """One way of running the blocks over a ragged batch."""
 
@@ -23,13 +57,7 @@ class Runner(Protocol):
     def takes(self, lengths: Sequence[int], states: Sequence[RequestState]) -> bool:
         """Whether it runs a step with these many new tokens a row, after what the states hold."""
 
-    def run(
-        self,
-        ids: list[int],
-        step: Step,
-        states: Sequence[RequestState],
-        select: Sequence[int],
-    ) -> Tensor:
+    def run(self, feed: Feed, select: Sequence[int]) -> Tensor:
         """Logits (len(select), vocab) float32 of the selected tokens; state is written in place.
 
         They may lie in the runner's own memory: whoever wants them after the next run keeps a copy.
@@ -49,18 +77,13 @@ class TorchRunner:
         """Always."""
         return True
 
-    def run(
-        self,
-        ids: list[int],
-        step: Step,
-        states: Sequence[RequestState],
-        select: Sequence[int],
-    ) -> Tensor:
+    def run(self, feed: Feed, select: Sequence[int]) -> Tensor:
         """Blocks, norm and head, in PyTorch."""
-        tokens = torch.tensor(ids, device=step.device)
-        handles = self.pool.handles(states, step.lengths())
-        chosen = torch.tensor(list(select), dtype=torch.long, device=step.device)
-        logits = self.model.run(tokens, step, handles, select=chosen).logits
+        device = self.pool.device
+        tokens = torch.tensor(feed.ids, device=device)
+        handles = self.pool.handles(feed.states, feed.lengths)
+        chosen = torch.tensor(list(select), dtype=torch.long, device=device)
+        logits = self.model.run(tokens, feed.step(device), handles, select=chosen).logits
         if logits is None:
             raise ValueError("the model has no head to generate with")
         return logits.cpu()

@@ -1,4 +1,4 @@
-"""Choosing the next token from one row of logits, in the order Hugging Face applies the rules."""
+"""What changes one row of logits before a token is chosen, in the order Hugging Face has it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from keifu.inference.request import COLD, Sampling
+from keifu.inference.request import Sampling
 
 NEVER = float("-inf")
 
@@ -54,6 +54,12 @@ def penalise(logits: Tensor, sampling: Sampling, history: History) -> Tensor:
     return out
 
 
+def changes(sampling: Sampling) -> bool:
+    """Whether `penalise` has anything to do, now or later."""
+    penalties = sampling.presence_penalty or sampling.frequency_penalty
+    return bool(sampling.repetition_penalty != 1.0 or penalties or sampling.logit_bias)
+
+
 def _bias(logits: Tensor, bias: Mapping[int, float]) -> None:
     ids = [i for i in bias if 0 <= i < logits.shape[0]]
     logits[torch.tensor(ids, dtype=torch.long)] += torch.tensor([bias[i] for i in ids])
@@ -67,13 +73,13 @@ def top_k(logits: Tensor, k: int) -> Tensor:
 
 
 def top_p(logits: Tensor, p: float) -> Tensor:
-    """Keep the fewest tokens whose probability reaches p, the likeliest one always."""
+    """Keep the fewest tokens whose probability reaches p, the likeliest one always, and what
+    equals the least likely of them."""
     if p >= 1.0:
         return logits
-    rising, order = logits.sort()
-    gone = rising.softmax(-1).cumsum(-1) <= 1.0 - p
-    gone[-1] = False
-    return logits.index_fill(0, order[gone], NEVER)
+    rising = logits.sort().values
+    gone = int((rising.softmax(-1).cumsum(-1) <= 1.0 - p).sum())
+    return logits.masked_fill(logits < rising[min(gone, len(rising) - 1)], NEVER)
 
 
 def min_p(logits: Tensor, p: float) -> Tensor:
@@ -97,29 +103,11 @@ def typical(logits: Tensor, p: float) -> Tensor:
     return logits.masked_fill(shift > shift[order[last]], NEVER)
 
 
-def choose(
-    logits: Tensor,
-    sampling: Sampling,
-    history: History,
-    generator: torch.Generator | None,
-    among: Tensor | None = None,
-) -> int:
-    """The next token's id from logits (vocab,) float32; one of `among` (ids), where given."""
-    if among is not None:
-        if len(among) == 1:
-            return int(among[0])
-        return int(among[_choose(penalise(logits, sampling, history)[among], sampling, generator)])
-    return _choose(penalise(logits, sampling, history), sampling, generator)
-
-
-def _choose(logits: Tensor, sampling: Sampling, generator: torch.Generator | None) -> int:
-    """An index into logits (any number,)."""
-    if sampling.temperature < COLD or sampling.top_k == 1:
-        return int(logits.argmax())
+def filtered(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Logits (vocab,) at the temperature, with those that are not kept at -inf."""
     logits = logits / sampling.temperature
     logits = top_p(top_k(logits, sampling.top_k), sampling.top_p)
-    logits = typical(min_p(logits, sampling.min_p), sampling.typical_p)
-    return int(torch.multinomial(logits.softmax(-1), 1, generator=generator))
+    return typical(min_p(logits, sampling.min_p), sampling.typical_p)
 
 
 def forbid(logits: Tensor, ids: Sequence[int]) -> Tensor:

@@ -6,17 +6,17 @@ import time
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
-from keifu.core.errors import KeifuError
+from keifu.inference.choosing import Chooser, single
 from keifu.inference.grammar import Grammar, Matcher
 from keifu.inference.kept import Kept
 from keifu.inference.request import Delta, FinishReason, Sampling, Timings, TokenLogprob, Usage
 from keifu.inference.rules import Rules, no_repeat
-from keifu.inference.sampling import History, choose, forbid
+from keifu.inference.sampling import History, changes, forbid, penalise
 from keifu.inference.stream import Stream
 from keifu.nn.masks import UNMARKED, Landmarks
 from keifu.nn.state import RequestState
@@ -113,14 +113,9 @@ class Sequence:
         start = not job.continues and (constraint is None or constraint.free)
         self._text = Detokenizer(tokenizer, skip_special=hide, start=start, shown=job.shown)
         self._stops = StopStrings(job.sampling.stop, include=job.sampling.include_stop)
-        self._generator: torch.Generator | None = None
-        if job.sampling.temperature > 0:
-            self._generator = torch.Generator()
-            seed = job.sampling.seed
-            if seed is None:
-                self._generator.seed()
-            else:
-                self._generator.manual_seed((seed + index) % 2**63)
+        self.chooser = Chooser(job.sampling, index)
+        ruled = job.rules.any or job.sampling.no_repeat_ngram
+        self._edits = bool(ruled) or changes(job.sampling)
 
     @property
     def generated(self) -> int:
@@ -151,42 +146,43 @@ class Sequence:
     def next(self, logits: Tensor, guess: int | None = None) -> Delta:
         """Choose a token from logits (vocab,), whatever was guessed; returns its delta."""
         matcher = self._matching
-        token = self._chosen(logits) if matcher is None else self._followed(matcher, logits)
+        if matcher is None:
+            token = self._chosen(self.allowed(logits) if self.edits else logits)
+        else:
+            token = self._followed(matcher, logits)
         self.accepted += token == guess
         return self.accept(token, logits)
 
-    def _chosen(self, logits: Tensor) -> int:
-        allowed = self.allowed(logits)
-        if allowed is not logits and bool(allowed.isneginf().all()):
-            raise KeifuError("no token may follow: the rules and settings forbid all of them")
-        return choose(allowed, self.job.sampling, self.history, self._generator)
+    def _chosen(self, logits: Tensor, among: Tensor | None = None) -> int:
+        """A token by logits (vocab,); one of `among` (ids), where given."""
+        scores = penalise(logits, self.job.sampling, self.history)
+        return single(self.chooser, self.generated, scores, among)
 
     def _followed(self, matcher: Matcher, logits: Tensor) -> int:
         """A token that a constraint allows.
 
-        Where most may come, one is chosen as if all might, and stays if it may: it is distributed
-        as among those that may come, and nobody had to find out which these are.
+        Where most may come, one is chosen as if all might, and stays if it may: who wins among all
+        wins among those that may come too, and nobody had to find out which these are.
         """
-        ask = self.job.sampling, self.history, self._generator
         ends, rules = self._may_end, self.job.sampling.no_repeat_ngram or self.job.rules.forbid
         if self._wide and not rules and self.job.sampling.each_alone:
-            token = choose(logits, *ask)
+            token = self._chosen(logits)
             if (ends or token not in matcher.ends) and matcher.valid([token]):
                 return token
         among = matcher.few(ends=ends)
         self._wide = among is None
         if among is None or rules:
-            return choose(self.allowed(logits), *ask)
-        return choose(logits, *ask, among)
+            return self._chosen(self.allowed(logits))
+        return self._chosen(logits, among)
 
-    def chooser(self) -> Callable[[Tensor], int]:
+    def guesser(self) -> Callable[[Tensor], int]:
         """What chooses tokens from logits (vocab,) one after another as `next` is going to, with
         the same draws; the output stays as it is."""
-        history = self.history.copy()
-        generator = None if self._generator is None else self._generator.clone_state()
+        history, places = self.history.copy(), count(self.generated)
 
         def choice(logits: Tensor) -> int:
-            token = choose(logits, self.job.sampling, history, generator)
+            scores = penalise(logits, self.job.sampling, history)
+            token = single(self.chooser, next(places), scores)
             history.add(token)
             return token
 
@@ -196,6 +192,15 @@ class Sequence:
         """The first of these tokens, as far as a constraint lets them come."""
         matcher = self._matching
         return guessed if matcher is None else guessed[: matcher.valid(guessed)]
+
+    @property
+    def edits(self) -> bool:
+        """Whether anything but the model has a say in the next token's scores."""
+        return self._edits or self.generated < self.job.sampling.min_tokens
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """Logits (vocab,) of the next token, with all that has a say in them."""
+        return penalise(self.allowed(logits), self.job.sampling, self.history)
 
     def upcoming(self, start: int, count: int) -> list[int]:
         """`count` tokens from position `start` on: its own, then guessed ones."""
@@ -250,7 +255,11 @@ class Sequence:
             job.stream.put(Delta(prompt_logprobs=tuple(job.prompt_logprobs)))
 
     def accept(self, token: int, logits: Tensor | None = None) -> Delta:
-        """Take a token; returns its delta, the last one with `finish` set."""
+        """Take a token; returns its delta, the last one with `finish` set.
+
+        Args:
+            logits: (vocab,) what the model gave; needed where log-probabilities are reported.
+        """
         now = time.monotonic()
         self.first = self.first or now
         sampling, job = self.job.sampling, self.job

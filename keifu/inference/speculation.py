@@ -100,7 +100,7 @@ class Drafter(ABC):
         """Add to each output's `guessed` (empty now) at most so many tokens, at least one.
 
         Outputs have exactly one token that the model has not read. Those that draw choose by
-        `Output.chooser`.
+        `Output.guesser`.
         """
 
 

@@ -24,7 +24,7 @@ from keifu.families._load import PRECISIONS, build_model, open_checkpoint
 from keifu.families.published import PUBLISHED
 from keifu.inference.chunks import CHUNK
 from keifu.inference.plans import runners
-from keifu.inference.runner import Runner, TorchRunner, step_of
+from keifu.inference.runner import Feed, Runner, TorchRunner
 from keifu.nn.kernels import native
 from keifu.nn.part import build, count
 from keifu.nn.stack import Stack, StackModule
@@ -109,10 +109,15 @@ class Meter:
             def step(tokens: int) -> None:
                 start = state.length
                 self.pool.reserve(state, tokens)
-                limits, device = [length], torch.device("cpu")
-                given = step_of([state], [tokens], limits, device, self.compute)
+                feed = Feed(
+                    ids=ids[start : start + tokens],
+                    states=[state],
+                    lengths=[tokens],
+                    limits=[length],
+                    compute=self.compute,
+                )
                 runner = next(r for r in self.runners if r.takes([tokens], [state]))
-                runner.run(ids[start : start + tokens], given, [state], [tokens - 1])
+                runner.run(feed, [tokens - 1])
                 self.pool.advance(state, tokens)
 
             begun = time.perf_counter()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from keifu.inference.runner import Runner, TorchRunner, step_of
+from keifu.inference.runner import Feed, Runner, TorchRunner
 from keifu.nn.stack import StackModule
 from keifu.nn.state import StatePool
 
@@ -50,8 +50,8 @@ def costs(
     def read(count: int) -> None:
         ids = torch.randint(0, vocab, (count,), generator=made).tolist()
         pool.reserve(state, count)
-        step = step_of([state], [count], [LENGTHS[-1] * 2], torch.device("cpu"))
-        runner.run(ids, step, [state], [count - 1])
+        limits = [LENGTHS[-1] * 2]
+        runner.run(Feed(ids=ids, states=[state], lengths=[count], limits=limits), [count - 1])
         pool.advance(state, count)
 
     found = []

@@ -18,7 +18,7 @@ from keifu.families.griffin import Griffin
 from keifu.inference.engine import Engine
 from keifu.inference.plans import runners
 from keifu.inference.request import Sampling
-from keifu.inference.runner import TorchRunner, step_of
+from keifu.inference.runner import Feed, TorchRunner, step_of
 from keifu.nn.part import count
 from keifu.nn.stack import StackModule
 from keifu.nn.state import Fixed, PerToken, StatePool, state_bytes
@@ -69,8 +69,8 @@ def test_each_token_read_alone_is_theirs(planned: bool) -> None:
     state, cache = pool.open(), DynamicCache(config=config)
     for at, token in enumerate(ids[0].tolist()):
         pool.reserve(state, 1)
-        step = step_of([state], [1], [96], torch.device("cpu"))
-        logits = runner.run([token], step, [state], [0])[0]
+        feed = Feed(ids=[token], states=[state], lengths=[1], limits=[96])
+        logits = runner.run(feed, [0])[0]
         pool.advance(state, 1)
         alone = theirs(ids[:, at : at + 1], past_key_values=cache, use_cache=True).logits[0, 0]
         torch.testing.assert_close(logits, whole[at], atol=1e-4, rtol=1e-4)

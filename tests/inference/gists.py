@@ -17,7 +17,7 @@ from keifu.inference.engine import Engine
 from keifu.inference.kept import Kept
 from keifu.inference.request import Sampling
 from keifu.inference.rules import Rules
-from keifu.inference.runner import TorchRunner, step_of
+from keifu.inference.runner import Feed, TorchRunner
 from keifu.nn.gist import gisted, landmarks_of
 from keifu.nn.masks import Gist
 from keifu.nn.pair import PairModule
@@ -92,10 +92,15 @@ def cached(engine: Engine, kept: Kept, tokens: list[int], runner: Any = None) ->
     assert kept.state is not None
     state = engine.pool.fork(kept.state)
     engine.pool.reserve(state, len(tokens))
-    limit, where = kept.length + len(tokens), torch.device("cpu")
-    step = step_of([state], [len(tokens)], [limit], where, None, None, (kept.landmarks,))
+    feed = Feed(
+        ids=tokens,
+        states=[state],
+        lengths=[len(tokens)],
+        limits=[kept.length + len(tokens)],
+        landmarks=(kept.landmarks,),
+    )
     runner = runner or TorchRunner(engine.model, engine.pool)
-    logits: Tensor = runner.run(tokens, step, [state], range(len(tokens))).clone()
+    logits: Tensor = runner.run(feed, range(len(tokens))).clone()
 
     engine.pool.free(state)
     return logits

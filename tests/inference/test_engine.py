@@ -15,11 +15,10 @@ from keifu.core.errors import ContextLengthError, KeifuError
 from keifu.families.llama import Llama
 from keifu.inference.engine import Engine
 from keifu.inference.request import Sampling
-from keifu.inference.runner import TorchRunner
+from keifu.inference.runner import Feed, TorchRunner
 from keifu.inference.sequence import TAIL
 from keifu.nn.stack import StackModule
 from keifu.nn.state import RequestState
-from keifu.nn.step import Step
 from keifu.text.tokenizer import Tokenizer
 
 FAMILY = Llama.tiny()
@@ -197,10 +196,10 @@ def test_refusals(engine: Engine) -> None:
 def test_a_fault_in_one_request_leaves_the_others(engine: Engine, model: StackModule) -> None:
     real = engine.runners[-1].run
 
-    def faulty(ids: list[int], *rest: Any) -> torch.Tensor:
-        if 42 in ids:
+    def faulty(feed: Feed, select: Sequence[int]) -> torch.Tensor:
+        if 42 in feed.ids:
             raise RuntimeError("planted")
-        return real(ids, *rest)
+        return real(feed, select)
 
     engine.runners[-1].run = faulty  # type: ignore[method-assign]
     bad = engine.submit([1, 42], Sampling(max_tokens=5, **GREEDY))
@@ -251,9 +250,9 @@ class Recorder:
     def takes(self, lengths: Sequence[int], states: Sequence[RequestState]) -> bool:
         return self.inner.takes(lengths, states)
 
-    def run(self, ids: list[int], step: Step, states: Any, select: Sequence[int]) -> torch.Tensor:
-        self.seen.append(step.coarse)
-        return self.inner.run(ids, step, states, select)
+    def run(self, feed: Feed, select: Sequence[int]) -> torch.Tensor:
+        self.seen.append(feed.coarse)
+        return self.inner.run(feed, select)
 
 
 def test_a_prompts_end_its_output_and_what_is_scored_are_never_coarse(engine: Engine) -> None:

@@ -14,7 +14,7 @@ from keifu.families.mistral import Mistral
 from keifu.inference.gist import compress, contents, release, restored
 from keifu.inference.plans import Plan
 from keifu.inference.request import Completion, Sampling
-from keifu.inference.runner import TorchRunner, step_of
+from keifu.inference.runner import Feed, TorchRunner
 from keifu.nn.gist import landmarks_of
 from keifu.nn.kernels import native
 from keifu.nn.masks import Causal, Window
@@ -77,10 +77,15 @@ def test_a_plan_heeds_gist_tokens_and_what_is_forgotten(name: str) -> None:
             state, rows = engine.pool.open(), []
             for first, end in ((0, 6), (6, 16), (16, 17), (17, 19)):
                 engine.pool.reserve(state, end - first)
-                step = step_of([state], [end - first], [64], torch.device("cpu"), None, None,
-                               (marks,))  # fmt: skip
+                feed = Feed(
+                    ids=whole[first:end],
+                    states=[state],
+                    lengths=[end - first],
+                    limits=[64],
+                    landmarks=(marks,),
+                )
                 assert runner.takes([end - first], [state])
-                rows.append(runner.run(whole[first:end], step, [state], range(end - first)).clone())
+                rows.append(runner.run(feed, range(end - first)).clone())
                 engine.pool.advance(state, end - first)
             engine.pool.free(state)
             got.append(torch.cat(rows))
@@ -105,8 +110,7 @@ def test_where_first_tokens_stay_a_forgotten_past_is_off_the_plan() -> None:
     pool = StatePool(made.spec.entries(), budget=1 << 20, page=4)
     plan, state = Plan(made.eval(), pool, 64), pool.open()
     pool.reserve(state, 12)
-    step = step_of([state], [12], [64], torch.device("cpu"))
-    plan.run(list(range(12)), step, [state], [11])
+    plan.run(Feed(ids=range(12), states=[state], lengths=[12], limits=[64]), [11])
     pool.advance(state, 12)
     assert plan.takes([1], [state])
     forget(pool, state, 9)

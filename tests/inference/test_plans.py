@@ -8,7 +8,7 @@ import torch
 from keifu.families import families
 from keifu.inference.lowering import Unplanned
 from keifu.inference.plans import Plan
-from keifu.inference.runner import TorchRunner, step_of
+from keifu.inference.runner import Feed, TorchRunner
 from keifu.inference.speculation import MOST
 from keifu.nn.kernels import native
 from keifu.nn.kernels.formats import Packed
@@ -47,9 +47,9 @@ def runs(
         for state, n in zip(rows, lengths, strict=True):
             pool.reserve(state, n)
         ids = torch.randint(0, 90, (sum(lengths),), generator=made).tolist()
-        described = step_of(rows, lengths, [64] * len(rows), torch.device("cpu"))
+        feed = Feed(ids=ids, states=rows, lengths=lengths, limits=[64] * len(rows))
         assert runner.takes(lengths, rows)
-        out.append(runner.run(ids, described, rows, range(len(ids))).clone())
+        out.append(runner.run(feed, range(len(ids))).clone())
         for state, n in zip(rows, lengths, strict=True):
             pool.advance(state, n)
 
@@ -105,8 +105,8 @@ def lives(runner_of: type, model: StackModule) -> torch.Tensor:
         for state, n in zip(rows, lengths, strict=True):
             pool.reserve(state, n)
         ids = torch.randint(0, 90, (sum(lengths),), generator=made).tolist()
-        described = step_of(rows, lengths, [64] * len(rows), torch.device("cpu"))
-        out.append(runner.run(ids, described, rows, range(len(ids))).clone())
+        feed = Feed(ids=ids, states=rows, lengths=lengths, limits=[64] * len(rows))
+        out.append(runner.run(feed, range(len(ids))).clone())
         for state, n in zip(rows, lengths, strict=True):
             pool.advance(state, n)
 
@@ -135,9 +135,9 @@ def test_any_split_is_the_whole(name: str) -> None:
         plan, state, at = Plan(model, pool, 64), pool.open(), 0
         for n in split:
             pool.reserve(state, n)
-            described = step_of([state], [n], [64], torch.device("cpu"))
+            feed = Feed(ids=ids[at : at + n], states=[state], lengths=[n], limits=[64])
             with torch.inference_mode():
-                logits = plan.run(ids[at : at + n], described, [state], [n - 1]).clone()
+                logits = plan.run(feed, [n - 1]).clone()
             pool.advance(state, n)
             at += n
         found.append(logits)
@@ -193,9 +193,9 @@ def test_rows_do_not_depend_on_their_batch(name: str) -> None:
         for state in chosen:
             pool.restore(state, 0)
             pool.reserve(state, 3)
-        step = step_of(chosen, [3] * len(rows), [64] * len(rows), torch.device("cpu"))
         flat = [t for r in rows for t in ids[r]]
-        return plan.run(flat, step, chosen, range(3 * len(rows))).clone()
+        each = {"lengths": [3] * len(rows), "limits": [64] * len(rows)}
+        return plan.run(Feed(ids=flat, states=chosen, **each), range(3 * len(rows))).clone()
 
     with torch.inference_mode():
         together, alone = logits([0, 1, 2]), [logits([r]) for r in range(3)]
@@ -223,9 +223,9 @@ def test_a_few_tokens_at_once_have_the_bits_of_tokens_alone(
         state, at, out = pool.open(), 0, []
         for n in (20, 20, 20, 20, 20, 20, *rest):
             pool.reserve(state, n)
-            step = step_of([state], [n], [256], torch.device("cpu"))
+            feed = Feed(ids=ids[at : at + n], states=[state], lengths=[n], limits=[256])
             with torch.inference_mode():
-                out.append(plan.run(ids[at : at + n], step, [state], range(n)).clone())
+                out.append(plan.run(feed, range(n)).clone())
             pool.advance(state, n)
             at += n
         found.append(torch.cat(out)[-1 - MOST :])

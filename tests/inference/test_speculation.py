@@ -315,7 +315,7 @@ def drawn_pairs(certain: bool) -> float:
     for seed in range(4000):
         job = Job((1,), Sampling(seed=seed), Stream(), frozenset(), 32)
         output = Output(job, 0, byte_tokenizer())
-        choose = output.chooser()
+        choose = output.guesser()
         output.guessed = [2, 1] if certain else [choose(row) for row in other]
         output.state = pool.open()
         output.state.length = 3

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from weakref import WeakKeyDictionary
 
 from torch import Tensor
 from torch.nn import functional
 
 from keifu.core.errors import KeifuError
-from keifu.inference.runner import step_of
+from keifu.inference.runner import Feed
 from keifu.inference.sampling import NEVER
 from keifu.inference.sequence import Sequence as Output
 from keifu.inference.speculation import Draft, Drafter, Guide, Load, Target
@@ -65,7 +66,7 @@ class DraftModel(Drafter):
             reader = self._caught_up(output, wanted)
             if reader is not None:
                 rows.append((output, reader, wanted))
-        choose = {output: output.chooser() for output, _, _ in rows}
+        choose = {output: output.guesser() for output, _, _ in rows}
         made = 0
         while rows:
             readers = [reader for _, reader, _ in rows]
@@ -116,10 +117,15 @@ class DraftModel(Drafter):
         for state, n in zip(states, lengths, strict=True):
             self.pool.reserve(state, n)
         limits = [self.context] * len(readers)
-        step = step_of(states, lengths, limits, self.pool.device, self.compute)
+        feed = Feed(
+            ids=[token for text in texts for token in text],
+            states=states,
+            lengths=lengths,
+            limits=limits,
+            compute=self.compute,
+        )
         runner = next(r for r in self.runners if r.takes(lengths, states))
-        ends = [offset - 1 for offset in step.offsets[1:]]
-        logits = runner.run([t for text in texts for t in text], step, states, ends)
+        logits = runner.run(feed, [end - 1 for end in accumulate(lengths)])
         for reader, text in zip(readers, texts, strict=True):
             self.pool.advance(reader.state, len(text), undoable=True)
             reader.read += text

@@ -44,7 +44,7 @@ class EarlyExit(Drafter):
 
     def propose(self, outputs: Sequence[Output], counts: Sequence[int]) -> None:
         """One token of all outputs in a step; what was written is forgotten again."""
-        pool, choose = self.target.pool, [o.chooser() for o in outputs]
+        pool, choose = self.target.pool, [o.guesser() for o in outputs]
         states = [o.state for o in outputs if o.state is not None]
         before = [state.length for state in states]
         for state in states:

@@ -9,6 +9,7 @@
 #include "attention.h"
 #include "scans.h"
 #include "recurrences.h"
+#include "draw.h"
 
 const kf_isa KF_TABLE = {
     KF_NAME,
@@ -20,4 +21,5 @@ const kf_isa KF_TABLE = {
     },
     unpack,
     narrow,
+    draw,
 };

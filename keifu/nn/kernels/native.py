@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
+from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_int64, c_uint64, c_void_p
 from functools import cache
 from typing import Any
 
@@ -52,11 +52,23 @@ class StepData(ctypes.Structure):
     """What one run of a tape works on; `kf_step` in ops.h."""
 
     _fields_ = (
-        *((name, c_int32) for name in ("rows", "count", "runs")),
+        *((name, c_int32) for name in ("rows", "count", "runs", "requests")),
         *((name, c_void_p) for name in ("tokens", "positions", "lengths", "starts", "owners")),
         *((name, c_void_p) for name in ("chosen", "coarse", "offsets", "slots")),
         ("tables", c_void_p * TABLES),
         ("table_strides", c_int64 * TABLES),
+    )
+
+
+class Choice(ctypes.Structure):
+    """A question, which token of a row of logits comes next, and its answer; `kf_choice`."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("logits", "ids")),
+        ("count", c_int64),
+        *((name, c_uint64) for name in ("seed", "place")),
+        *((name, c_float) for name in ("temperature", "top_p", "min_p")),
+        *((name, c_int32) for name in ("top_k", "token")),
     )
 
 
@@ -74,6 +86,7 @@ def _declare(library: ctypes.CDLL) -> None:
         "kf_unpack": (c_int, [c_int, c_void_p, c_int, c_int, c_void_p, c_int]),
         "kf_check": (c_int, [POINTER(Op), c_int, POINTER(StepData)]),
         "kf_run": (c_int, [POINTER(Op), c_int, POINTER(StepData), c_int64]),
+        "kf_draw": (c_int, [c_void_p, c_int]),
     }
     for name, (result, arguments) in signatures.items():
         function = getattr(library, name)
@@ -83,7 +96,7 @@ def _declare(library: ctypes.CDLL) -> None:
 @cache
 def _load() -> tuple[ctypes.CDLL | None, str]:
     """The library, or why there is none."""
-    return open_library("_native", _declare, "kf_sizes", (Op, StepData, Segment))
+    return open_library("_native", _declare, "kf_sizes", (Op, StepData, Segment, Choice))
 
 
 def available() -> bool:

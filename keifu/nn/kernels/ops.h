@@ -54,7 +54,7 @@ typedef struct {
 enum { KF_TABLES = 8 };
 
 typedef struct {
-    int32_t rows, count, runs;                 /* rows; chosen ones; requests, in their order */
+    int32_t rows, count, runs, requests;       /* rows; chosen ones; runs in order; table rows */
     const int32_t *tokens, *positions;         /* a row: what and where it is */
     const int32_t *lengths, *starts, *owners;  /* slots up to its own; first it may see; table row */
     const int32_t *chosen;                     /* rows that `select` keeps */
@@ -74,6 +74,17 @@ enum { KF_SCRATCH = GROUP };
 
 typedef void (*kf_kernel)(const kf_op *, const kf_step *, const kf_worker *);
 
+/* A question: which token of a row of logits comes next. */
+typedef struct {
+    const float *logits;
+    const int32_t *ids; /* whose they are; NULL: of 0, 1, 2 ... */
+    int64_t count;
+    uint64_t seed, place;            /* what the draw is made of */
+    float temperature, top_p, min_p; /* temperature 0: the likeliest; 1, 0: keep all */
+    int32_t top_k;                   /* 0: keep all */
+    int32_t token;                   /* the answer; -1: none may come, -2: not a number */
+} kf_choice;
+
 typedef struct {
     const char *name;
     kf_kernel kernels[KF_CODES];
@@ -81,6 +92,7 @@ typedef struct {
     void (*unpack)(int format, const uint8_t *group, int cols, int first, int last, float *out,
                    size_t stride);
     void (*narrow)(const float *in, uint16_t *out, size_t count);
+    int32_t (*draw)(const kf_choice *);
 } kf_isa;
 
 extern const kf_isa kf_generic, kf_avx2, kf_avx512;

@@ -14,13 +14,15 @@ from torch import Tensor
 
 from keifu.nn.kernels import native
 from keifu.nn.kernels.native import Op, Segment, StepData
-from keifu.nn.kernels.tape import CODES, FREE, Buffer, Node, Tape, Value
+from keifu.nn.kernels.tape import BY_ROW, CODES, FREE, Buffer, Node, Tape, Value
 from keifu.nn.kernels.tiles import GROUP
 
 PER_ROW = (
     *("tokens", "positions", "lengths", "starts", "owners", "coarse", "chosen"),
     *("slots", "offsets"),
 )
+CHECKED = ("embed", "rotary", "store", "select", "attend")
+"""Operations that a step's numbers lead through memory, besides those on a recurrence's state."""
 Range = tuple[int, int]
 TAKING = ("linear", "attend")
 """Operations whose threads take pieces of the work in turn: one at a time between two barriers."""
@@ -48,6 +50,11 @@ class Program:
         self._check_alike()
         self._arrays = {name: np.zeros(tape.rows + 1, dtype=np.int32) for name in PER_ROW}
         self._step = StepData(**{n: a.ctypes.data for n, a in self._arrays.items()})
+        self._at_step = ctypes.byref(self._step)
+        self._laid: list[int] = []
+        self._tables: Sequence[NDArray[np.int32]] = ()
+        self._views: dict[tuple[Value, int | None], Tensor] = {}
+        self._checked, self._told_of = self._checks()
 
     @property
     def nbytes(self) -> int:
@@ -61,25 +68,30 @@ class Program:
 
     def view(self, value: Value, count: int | None = None) -> Tensor:
         """The memory of a value that is an input or an output: (count, width) float32, no copy."""
-        if not value.buffer.kept:
-            raise ValueError("only inputs and outputs of a tape can be looked at")
-        start = self._base - self._arena.data_ptr() + self._at[value.buffer]
-        size = value.buffer.bytes * self.rows
-        whole = self._arena[start : start + size].view(torch.float32).view(self.rows, -1)
-        return whole[:count, value.first : value.first + value.width]
+        found = self._views.get((value, count))
+        if found is None:
+            if not value.buffer.kept:
+                raise ValueError("only inputs and outputs of a tape can be looked at")
+            start = self._base - self._arena.data_ptr() + self._at[value.buffer]
+            size = value.buffer.bytes * self.rows
+            whole = self._arena[start : start + size].view(torch.float32).view(self.rows, -1)
+            found = whole[:count, value.first : value.first + value.width]
+            self._views[value, count] = found
+        return found
 
     def run(
         self,
         *,
-        tokens: ArrayLike,
+        tokens: Sequence[int],
         positions: ArrayLike | None = None,
         lengths: ArrayLike | None = None,
         owners: ArrayLike | None = None,
         starts: ArrayLike | None = None,
         coarse: ArrayLike | None = None,
-        chosen: ArrayLike | None = None,
+        chosen: Sequence[int] | None = None,
         slots: NDArray[np.int32] | None = None,
         tables: Sequence[NDArray[np.int32]] = (),
+        requests: int | None = None,
     ) -> None:
         """One step over n tokens, everything but `chosen`, `slots` and `tables` (n,) int32.
 
@@ -93,39 +105,49 @@ class Program:
             slots: (owners,) where each owner keeps the state of recurrences; the tokens of an
                 owner then follow one another.
             tables: (owners, pages) int32 page numbers, one table a group of layers.
+            requests: how many rows of the tables count; None: all.
         """
-        n = len(np.atleast_1d(tokens))
+        n, step = len(tokens), self._step
         if not 0 < n <= self.rows:
             raise ValueError(f"a step of {n} tokens on a tape for 1 to {self.rows}")
-        given = {"tokens": tokens, "positions": positions, "lengths": lengths, "owners": owners}
-        for name, values in (given | {"starts": starts}).items():
-            self._arrays[name][:n] = 0 if values is None else values
-        step = self._step
+        arrays = self._arrays
+        arrays["tokens"][:n] = tokens
+        arrays["positions"][:n] = 0 if positions is None else positions
+        arrays["lengths"][:n] = 0 if lengths is None else lengths
+        arrays["owners"][:n] = 0 if owners is None else owners
+        arrays["starts"][:n] = 0 if starts is None else starts
         step.rows, step.count, step.coarse = n, 0, None
         if coarse is not None:
-            self._arrays["coarse"][:n] = coarse
-            step.coarse = self._arrays["coarse"].ctypes.data
+            arrays["coarse"][:n] = coarse
+            step.coarse = arrays["coarse"].ctypes.data
         if chosen is not None:
-            step.count = len(chosen)  # type: ignore[arg-type]
-            self._arrays["chosen"][: step.count] = chosen
+            step.count = len(chosen)
+            arrays["chosen"][: step.count] = chosen
         step.runs = 0 if slots is None else self._runs(n, slots)
+        self._lay(tables, requests)
+        library = native.library()
+        wrong = library.kf_check(self._checked, len(self._checked), self._at_step)
+        if wrong:
+            raise ValueError(f"operation {self._told_of[wrong - 1]}: {self._told(n)}")
+        if library.kf_run(self._ops, len(self._ops), self._at_step, self._scratch):
+            raise MemoryError("the native kernels got no memory or no threads")
+
+    def _lay(self, tables: Sequence[NDArray[np.int32]], requests: int | None) -> None:
+        """Tell the step where its page tables are."""
+        step, held = self._step, list(map(id, tables))
+        rows = min(map(len, tables), default=0)
+        step.requests = rows if requests is None else requests
+        if step.requests > rows and tables:
+            raise ValueError(f"{requests} requests in a page table of {rows} rows")
+        if held == self._laid:
+            return
         for i, table in enumerate(tables):
             if table.dtype != np.int32 or not table.flags.c_contiguous or table.ndim != 2:
                 raise ValueError("page tables must be contiguous int32 arrays (owners, pages)")
-            held = self._arrays["owners"][:n]
-            if held.min() < 0 or held.max() >= len(table):
-                raise ValueError(f"owners {held.tolist()} of a table of {len(table)} rows")
             step.tables[i], step.table_strides[i] = table.ctypes.data, table.shape[1]
         for i in range(len(tables), native.TABLES):
             step.tables[i] = None
-        library = native.library()
-        wrong = library.kf_check(self._ops, len(self._ops), ctypes.byref(step))
-        if wrong:
-            raise ValueError(
-                f"operation {wrong - 1} ({self._nodes[wrong - 1].code}): {self._told(n)}"
-            )
-        if library.kf_run(self._ops, len(self._ops), ctypes.byref(step), self._scratch):
-            raise MemoryError("the native kernels got no memory or no threads")
+        self._laid, self._tables = held, tables
 
     def _runs(self, n: int, slots: NDArray[np.int32]) -> int:
         """Where each owner's tokens begin and where its state lies; returns how many there are."""
@@ -137,6 +159,17 @@ class Program:
         offsets[:count], offsets[count] = starts, n
         self._arrays["slots"][:count] = slots[owners[starts]]
         return count
+
+    def _checks(self) -> tuple[ctypes.Array[Op], list[str]]:
+        """The operations that a step is checked for, with their names: of those alike, one."""
+        found: dict[tuple[Any, ...], int] = {}
+        for i, (op, node) in enumerate(zip(self._ops, self._nodes, strict=True)):
+            if node.code in CHECKED or op.state:
+                key = (op.code, op.flags & BY_ROW, op.limit, op.offset, op.table, bool(op.rotated))
+                found.setdefault(key, i)
+        wanted = list(found.values())
+        names = [f"{i} ({self._nodes[i].code})" for i in wanted]
+        return (Op * len(wanted))(*[self._ops[i] for i in wanted]), names
 
     def _told(self, n: int) -> str:
         ends = {"chosen": self._step.count, "slots": self._step.runs, "offsets": self._step.runs}

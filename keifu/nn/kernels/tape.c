@@ -42,7 +42,8 @@ int kf_force(int number)
 
 int kf_sizes(int what)
 {
-    return what == 0 ? (int)sizeof(kf_op) : what == 1 ? (int)sizeof(kf_step) : (int)sizeof(kf_segment);
+    return what == 0 ? (int)sizeof(kf_op) : what == 1 ? (int)sizeof(kf_step)
+        : what == 2 ? (int)sizeof(kf_segment) : (int)sizeof(kf_choice);
 }
 
 /* Bytes of a row of `cols` activations as 8-bit codes. */
@@ -61,10 +62,11 @@ static int pages_within(const kf_op *op, const kf_step *step)
     int64_t stride = step->table_strides[op->table];
     if (!table) return 0;
     for (int row = 0; row < step->rows; row++) {
-        int length = step->lengths[row];
+        int length = step->lengths[row], owner = step->owners[row];
         if (length < 1 || (length - 1) >> op->page_shift >= stride) return 0;
+        if (owner < 0 || owner >= step->requests) return 0;
         kf_view view = kf_visible(op, step, row);
-        const int32_t *pages = table + step->owners[row] * stride;
+        const int32_t *pages = table + owner * stride;
         int sinks = (view.sinks + (1 << op->page_shift) - 1) >> op->page_shift;
         int first = view.start >> op->page_shift, last = (length - 1) >> op->page_shift;
         if (view.start >= length || !within(pages, sinks, op->limit)) return 0;
