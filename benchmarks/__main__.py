@@ -16,6 +16,7 @@ from benchmarks import (
     mamba,
     perplexity,
     prefix,
+    soak,
     speculate,
     startup,
     streams,
@@ -28,6 +29,8 @@ from keifu.lm import peers
 from keifu.lm.measure import BenchOptions, commands, compare, described
 
 RESULTS = Path(__file__).parent / "results"
+HIDDEN = {"machine", "samples"}
+"""What a table does not show."""
 Found = Mapping[str, Any]
 
 
@@ -89,29 +92,35 @@ def main() -> None:
         "speculate": speculate.measure,
         "experts": experts.measure,
         "prefix": prefix.measure,
+        "soak": soak.measure,
     }
     own = {"vectors", "embed", "experts", "mamba"}
     """Those that do not run the model that is asked for, but their own."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", help=f"which of {', '.join(every)}; none: all")
+    parser.add_argument("names", nargs="*", help=f"which of {', '.join(every)}; none: all but soak")
     parser.add_argument("--model", default="smollm2-135m", help="a name, or a GGUF file")
     parser.add_argument("--python", help="the Python that has the peers, if not this one")
     parser.add_argument("--threads", type=int, default=machine.threads())
     parser.add_argument("--rounds", type=int, default=9, help="of speed and streams")
+    parser.add_argument("--minutes", type=float, default=30.0, help="of soak")
     parser.add_argument("--dry", action="store_true", help="print only, write nothing")
     given = parser.parse_args()
     if wrong := set(given.names) - set(every):
         parser.error(f"no benchmark {', '.join(wrong)}: {', '.join(every)}")
     path = pull(given.model) if {*(given.names or every)} - own else None
-    for name in given.names or every:
+    for name in given.names or [n for n in every if n != "soak"]:
         options = {"threads": given.threads, "python": given.python}
         if name in ("speed", "streams"):
             options["rounds"] = given.rounds
+        if name == "soak":
+            options["minutes"] = given.minutes
         found = {"machine": described(), **every[name](path, **options)}
-        shown = lines(name, {k: v for k, v in found.items() if name == "speed" or k != "machine"})
+        shown = lines(name, {k: v for k, v in found.items() if name == "speed" or k not in HIDDEN})
         print(f"\n## {name}\n\n{shown}\n", flush=True)
         if not given.dry:
             write(name, found, shown)
+            if name == "soak":
+                soak.draw(found, RESULTS / "soak.png")
 
 
 if __name__ == "__main__":

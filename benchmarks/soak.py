@@ -2,7 +2,8 @@
 
 Clients of all kinds (soak_clients) ask a real server (soak_server) more than it can take at once.
 Its memory, threads, files and sockets and what its engine holds are sampled. Memory must not grow
-over the second half; afterwards all state must be free, and all else as it was before.
+over the second half; at the end all state must be free, and all else as it was at half time,
+when nobody asked either.
 """
 
 from __future__ import annotations
@@ -24,16 +25,24 @@ import psutil
 
 from benchmarks.soak_clients import Clients
 from keifu.core.machine import threads as cores
-from keifu.evaluation.findings import Column, Findings, Lines
+from keifu.evaluation.plot import blank, save
 from keifu.lm.serving import Serving
 
 CLIENTS, PARALLEL, QUEUE = 14, 4, 8
-CONTEXT, STATE = 4096, "128MB"
+CONTEXT, STATE = 2048, "64MB"
 """So little state that prefixes soon fill it: what comes after would be growth."""
-EVERY, BLOCK, WARM = 5.0, 30.0, 30.0
-"""Seconds between samples; of samples that count as one; before anything counts."""
+EVERY, BLOCK = 5.0, 30.0
+"""Seconds between samples; of samples that count as one."""
 BOUND = 0.25e6
 """Bytes a minute: the most that memory may grow, at the upper end of the slope's 95 % interval."""
+PANELS = {
+    "memory": 1e6,
+    "children's memory": 1e6,
+    "kept": 1,
+    "threads": 1,
+    "files": 1,
+    "requests": 1,
+}
 SAME = ("threads", "files", "sockets", "children")
 
 
@@ -113,6 +122,23 @@ class Watched:
             "unfinished": health["requests"]["running"] + health["requests"]["waiting"],
         }
 
+    async def through(
+        self, seconds: float, clients: Clients, work: asyncio.Task[None]
+    ) -> list[dict[str, float]]:
+        """Samples for so long; a line a minute of how it goes."""
+        samples, until, told = [], time.monotonic() + seconds, 0.0
+        while (now := time.monotonic()) < until and not work.done():
+            samples.append(await asyncio.to_thread(self.sample))
+            if now - told > 60:
+                told, last = now, samples[-1]
+                print(
+                    f"{last['seconds'] / 60:5.1f} min: {last['memory'] / 1e6:.1f} MB, "
+                    f"{last['requests']:.0f} requests, {len(clients.surprises)} surprises",
+                    flush=True,
+                )
+            await asyncio.sleep(EVERY)
+        return samples
+
     async def settled(self, clients: Clients) -> dict[str, float]:
         """A sample while nobody asks and no connection is open."""
         await clients.quiet()
@@ -131,31 +157,19 @@ class Watched:
 
 
 async def soak(watched: Watched, minutes: float, seed: int) -> dict[str, Any]:
-    """Samples, and what was before and after."""
+    """Samples of two halves, and what there is when nobody asks after each of them."""
     clients = Clients(watched.server.url, CLIENTS, seed)
     work = asyncio.create_task(clients.run())
-    await asyncio.sleep(WARM)
-    before = await watched.settled(clients)
-    clients.go_on()
-    samples, until, told = [], time.monotonic() + 60 * minutes, 0.0
-    while (now := time.monotonic()) < until and not work.done():
-        samples.append(await asyncio.to_thread(watched.sample))
-        if now - told > 60:
-            told, last = now, samples[-1]
-            print(
-                f"{last['seconds'] / 60:5.1f} min: {last['memory'] / 1e6:.1f} MB, "
-                f"{last['requests']:.0f} requests, {len(clients.surprises)} surprises",
-                flush=True,
-            )
-        await asyncio.sleep(EVERY)
-    after = await watched.settled(clients)
+    halves = []
+    for _ in range(2):
+        clients.go_on()
+        samples = await watched.through(30 * minutes, clients, work)
+        halves.append({"samples": samples, "idle": await watched.settled(clients)})
     cleared = await asyncio.to_thread(watched.ask, "clear")
     clients.stop()
     await work
     return {
-        "samples": samples,
-        "before": before,
-        "after": after,
+        "halves": halves,
         "cleared": cleared,
         "counts": dict(sorted(clients.counts.items())),
         "surprises": clients.surprises[:50],
@@ -165,10 +179,9 @@ async def soak(watched: Watched, minutes: float, seed: int) -> dict[str, Any]:
 
 def verdict(found: Mapping[str, Any]) -> dict[str, Any]:
     """What a soak says, check by check."""
-    samples: list[dict[str, float]] = found["samples"]
-    before, after, cleared = found["before"], found["after"], found["cleared"]
-    half = samples[-1]["seconds"] / 2
-    late = [s for s in samples if s["seconds"] > half]
+    early, late = (half["samples"] for half in found["halves"])
+    before, after = (half["idle"] for half in found["halves"])
+    cleared, samples = found["cleared"], [*early, *late]
     rows: dict[str, Any] = {}
     for name in ("memory", "children's memory"):
         middle, low, high = slope(*blocks(late, name))
@@ -179,8 +192,11 @@ def verdict(found: Mapping[str, Any]) -> dict[str, Any]:
             "at most": BOUND / 1e3,
             "holds": high <= BOUND,
         }
-    rows["memory"] = {"before": before["memory"], "after": after["memory"],
-                      "peak": max(s["memory"] for s in samples)}  # fmt: skip
+    rows["memory"] = {
+        "at half time": before["memory"],
+        "at the end": after["memory"],
+        "most": max(s["memory"] for s in samples),
+    }
     rows["state"] = {
         "tokens held": after["held"],
         "tokens held, prefixes forgotten": cleared["capacity"] - cleared["free"],
@@ -191,8 +207,8 @@ def verdict(found: Mapping[str, Any]) -> dict[str, Any]:
     }
     for name in SAME:
         rows[name] = {
-            "before": before[name],
-            "after": after[name],
+            "at half time": before[name],
+            "at the end": after[name],
             "most": max(s[name] for s in samples),
             "holds": after[name] <= before[name],
         }
@@ -203,27 +219,18 @@ def verdict(found: Mapping[str, Any]) -> dict[str, Any]:
     return rows
 
 
-def picture(samples: Sequence[Mapping[str, float]]) -> Findings:
-    """The samples as lines over time."""
-    measures = (
-        Column("memory", "bytes"),
-        Column("children's memory", "bytes"),
-        Column("held", "count"),
-        Column("threads", "count"),
-        Column("files", "count"),
-        Column("objects", "count"),
-    )
-    return Findings(
-        probe="soak",
-        title="keifu serve under mixed requests",
-        axes=(Column("server", "name"), Column("minutes", "count")),
-        measures=measures,
-        rows=tuple(
-            {"server": "keifu", "minutes": s["seconds"] / 60, **{c.name: s[c.name] for c in measures}}
-            for s in samples
-        ),
-        picture=Lines("minutes", tuple(c.name for c in measures)),
-    )
+def draw(found: Mapping[str, Any], path: Path) -> None:
+    """The samples over time."""
+    samples: list[dict[str, float]] = found["samples"]
+    figure = blank(figsize=(11, 6))
+    minutes = [s["seconds"] / 60 for s in samples]
+    for panel, (name, unit) in zip(figure.subplots(2, 3).flat, PANELS.items(), strict=True):
+        panel.plot(minutes, [s[name] / unit for s in samples])
+        panel.set_title(name + (" (MB)" if unit > 1 else ""), fontsize=10)
+        panel.set_ylim(bottom=0)
+        panel.grid(True, alpha=0.3)
+    figure.supxlabel("minutes", fontsize=10)
+    save(figure, path)
 
 
 def measure(
@@ -237,12 +244,13 @@ def measure(
         code = watched.stop()
     settings = {"model": path.name, "minutes": minutes, "threads": threads, "clients": CLIENTS}
     settings |= {"parallel": PARALLEL, "queue": QUEUE, "state": STATE, "context": CONTEXT}
-    requests = found["samples"][-1]["requests"]
+    samples = [sample for half in found["halves"] for sample in half["samples"]]
+    requests = samples[-1]["requests"]
     return {
         "settings": settings,
         **verdict(found),
         "exit": {"code": code, "holds": code == 0},
         "work": {"requests": requests, "tokens": found["tokens"], **found["counts"]},
         "surprises": found["surprises"],
-        "samples": found["samples"],
+        "samples": samples,
     }

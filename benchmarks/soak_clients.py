@@ -6,6 +6,7 @@ import asyncio
 import json
 import pydoc_data.topics
 import random
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -15,6 +16,9 @@ import httpx
 
 CHAT, COMPLETE = "/v1/chat/completions", "/v1/completions"
 TEXT = " ".join(" ".join(pydoc_data.topics.topics.values()).split())
+STOPPED = 15.0
+"""Seconds of silence after which the whole machine, and not the server, must have stood still:
+the server then ends requests whose time is over, and that is no surprise."""
 BUSY = (429, 503)
 """What a full house may answer to anything."""
 
@@ -36,13 +40,17 @@ class Clients:
         self._pause = asyncio.Event()
         self._pause.set()
         self._busy = 0
+        self._beat, self._stalls = time.monotonic(), 0
+        self._since: dict[asyncio.Task[Any] | None, int] = {}
 
     async def run(self) -> None:
         """Until `stop`."""
         try:
             async with asyncio.TaskGroup() as group:
-                for _ in range(self._number):
-                    group.create_task(self._one())
+                beat = group.create_task(self._beats())
+                clients = [group.create_task(self._one()) for _ in range(self._number)]
+                await asyncio.wait(clients)
+                beat.cancel()
         finally:
             await self._http.aclose()
 
@@ -51,12 +59,30 @@ class Clients:
             await self._pause.wait()
             kind = self.draw.choices(list(KINDS), weights=[w for w, _ in KINDS.values()])[0]
             self._busy += 1
+            self._since[asyncio.current_task()] = self._stalls
             try:
                 await KINDS[kind][1](self, kind)
             except (httpx.TransportError, OSError) as error:
-                self.surprises.append(f"{kind}: {type(error).__name__}: {error}")
+                self.surprised(kind, f"{type(error).__name__}: {error}")
             finally:
                 self._busy -= 1
+
+    def surprised(self, kind: str, what: str) -> None:
+        """Note what should not have been answered to the request that this task has made."""
+        if self._stopped() + self._stalls > self._since[asyncio.current_task()]:
+            self.counts[f"{kind}, while all stood still"] += 1
+        else:
+            self.surprises.append(f"{kind}: {what}")
+
+    def _stopped(self) -> bool:
+        return time.monotonic() - self._beat > STOPPED
+
+    async def _beats(self) -> None:
+        """Notice when this process did not run at all, as on a machine that was suspended."""
+        while True:
+            self._stalls += self._stopped()
+            self._beat = time.monotonic()
+            await asyncio.sleep(1)
 
     async def quiet(self) -> None:
         """Pause all clients and wait until none asks."""
@@ -83,7 +109,7 @@ class Clients:
         """Count an answer; what was not expected is a surprise, and a full house is waited for."""
         self.counts[f"{kind} {status}"] += 1
         if status not in (*expected, *BUSY):
-            self.surprises.append(f"{kind}: {status} {body[:200].decode(errors='replace')}")
+            self.surprised(kind, f"{status} {body[:200].decode(errors='replace')}")
         if status in BUSY:
             await asyncio.sleep(self.draw.uniform(0.2, 1.0))
 
@@ -132,7 +158,7 @@ class Clients:
             writer.write(sent)
             await writer.drain()
             if answered:
-                line = await asyncio.wait_for(reader.readline(), 60)
+                line = await asyncio.wait_for(reader.readline(), 300)
                 status = int((line.split() or [b"", b"0"])[1])
                 await self.told(kind, status, line, (400, 404, 405, 413, 415))
             else:
@@ -149,12 +175,12 @@ class Clients:
         start = self.draw.randrange(len(TEXT) - size)
         return TEXT[start : start + size]
 
-    def messages(self, least: int = 20, most: int = 600) -> dict[str, Any]:
+    def messages(self, least: int = 20, most: int = 300) -> dict[str, Any]:
         """A conversation; one in three begins like all others of its kind."""
         system = {"role": "system", "content": TEXT[:1200]}
         user = {"role": "user", "content": "Explain: " + self.text(least, most)}
         shared = self.draw.random() < 1 / 3
-        limit = self.draw.choice((4, 8, 24, 64))
+        limit = self.draw.choice((2, 4, 8, 24, 64))
         return {"messages": [system, user] if shared else [user], "max_tokens": limit}
 
 
@@ -168,7 +194,7 @@ async def chat_streamed(c: Clients, kind: str) -> None:
 
 
 async def completion(c: Clients, kind: str) -> None:
-    body = {"prompt": c.text(10, 400), "max_tokens": 32, "n": c.draw.choice((1, 4))}
+    body = {"prompt": c.text(10, 300), "max_tokens": 16, "n": c.draw.choice((1, 4))}
     salt = {"cache_salt": f"{c.draw.getrandbits(64):x}"} if c.draw.random() < 0.3 else {}
     await c.post(kind, COMPLETE, {**body, **salt})
 
@@ -183,7 +209,7 @@ async def long_prompt(c: Clients, kind: str) -> None:
 
 
 async def scored(c: Clients, kind: str) -> None:
-    body = {"prompt": c.text(50, 800), "max_tokens": 0, "echo": True, "logprobs": 1}
+    body = {"prompt": c.text(50, 400), "max_tokens": 0, "echo": True, "logprobs": 1}
     await c.post(kind, COMPLETE, body)
 
 
@@ -209,7 +235,7 @@ async def constrained(c: Clients, kind: str) -> None:
         except ValueError:
             fits = False
         if not fits or choice["finish_reason"] != "stop":
-            c.surprises.append(f"{kind}: {choice['finish_reason']} {content!r}")
+            c.surprised(kind, f"{choice['finish_reason']} {content!r}")
 
 
 async def pattern(c: Clients, kind: str) -> None:
@@ -239,7 +265,7 @@ async def leaves_while_decoding(c: Clients, kind: str) -> None:
 
 async def leaves_early(c: Clients, kind: str) -> None:
     """In the queue, in its prompt or in its answer, as it happens."""
-    body = {"prompt": c.text(2000, 8000), "max_tokens": 64}
+    body = {"prompt": c.text(1500, 5000), "max_tokens": 64}
     await c.left(kind, COMPLETE, body, c.draw.uniform(0.01, 0.8))
 
 
@@ -280,7 +306,7 @@ KINDS: dict[str, tuple[int, Kind]] = {
     "chat, streamed": (10, chat_streamed),
     "completion": (8, completion),
     "several prompts": (3, several),
-    "long prompt": (4, long_prompt),
+    "long prompt": (3, long_prompt),
     "scored": (3, scored),
     "constrained": (6, constrained),
     "pattern": (3, pattern),
@@ -288,7 +314,7 @@ KINDS: dict[str, tuple[int, Kind]] = {
     "embedding": (4, embedding),
     "tokenize": (3, tokens),
     "leaves while decoding": (6, leaves_while_decoding),
-    "leaves early": (6, leaves_early),
+    "leaves early": (5, leaves_early),
     "hangs up": (4, hangs_up),
     "bad": (5, bad),
     "not JSON": (3, not_json),
