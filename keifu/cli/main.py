@@ -32,7 +32,7 @@ VERBS = {
     "fill-mask": Verb("keifu.cli.fill_mask:command", USE, "Guess the masked words of a text."),
     "vectors": Verb("keifu.cli.vectors:app", USE, "Train and ask word vectors."),
     "transcribe": Verb("keifu.cli.transcribe:command", USE, "Write down a recording."),
-    "bench": Verb("keifu.cli.bench:command", KNOW, "How fast a model runs, beside its peers."),
+    "bench": Verb("keifu.cli.benches:app", KNOW, "How fast a model runs, and a server answers."),
     "probe": Verb("keifu.cli.probe:app", KNOW, "Ask at every length and depth what it finds."),
     "tree": Verb("keifu.cli.tree:command", KNOW, "The family tree: what descends from what."),
     "diff": Verb("keifu.cli.diff:command", KNOW, "What one family changed against another."),

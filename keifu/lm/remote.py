@@ -61,6 +61,8 @@ class RemoteOptions:
     """How the model cuts text, for counting without asking the server."""
     max_bytes: int = 64 << 20
     """Most bytes of one answer."""
+    connections: int = 256
+    """Most connections at once; further requests wait."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,7 @@ class RemoteLM(LM):
             timeout=options.timeout,
             retries=options.retries,
             max_bytes=options.max_bytes,
+            connections=options.connections,
         )
         self._running: weakref.WeakSet[Future[None]] = weakref.WeakSet()
         self.transport = Transport(connection, card.farewell if card and self.at_vendor else "")

@@ -64,19 +64,13 @@ class Texts:
         """A prompt of so many tokens; the shared part is the text's beginning, the rest any."""
         size = max(round(tokens * self.per_token), 1)
         same = round(size * shared)
-        start = draw.randrange(len(self.whole))
-        first, rest = self._take(0, same), self._take(start, size - same)
-        if isinstance(first, str) and isinstance(rest, str):
-            return first + rest
-        return [*first, *rest]  # type: ignore[list-item]
-
-    def _take(self, start: int, size: int) -> str | list[int]:
-        """From a place on, and from the beginning again where it ends."""
-        whole = self.whole
-        found = whole[start : start + size]
-        while len(found) < size:
-            found = found + whole[: size - len(found)]  # type: ignore[operator]
-        return found
+        start, n = draw.randrange(len(self.whole)), len(self.whole)
+        places = [i % n for i in (*range(same), *range(start, start + size - same))]
+        if isinstance(self.whole, str):
+            text = self.whole
+            return "".join(text[i] for i in places)
+        ids = self.whole
+        return [ids[i] for i in places]
 
 
 async def _tokenize(lm: OpenAILM, text: str) -> list[int]:

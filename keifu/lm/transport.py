@@ -63,6 +63,8 @@ class Connection:
     retries: int = 2
     max_bytes: int = 64 << 20
     """Most bytes of one answer."""
+    connections: int = 256
+    """Most at once; further requests wait."""
 
     def __post_init__(self) -> None:
         """Refuse an address that is not plainly http(s)://host[:port]/path."""
@@ -200,7 +202,10 @@ class Transport:
                 "accept-encoding": "identity",
                 **self.connection.headers,
             }
-            limits = httpx.Limits(max_connections=256, max_keepalive_connections=16)
+            most = self.connection.connections
+            limits = httpx.Limits(
+                max_connections=most, max_keepalive_connections=max(16, most // 16)
+            )
             timeout = httpx.Timeout(None, connect=min(10.0, self.connection.timeout))
             self._client = httpx.AsyncClient(headers=headers, limits=limits, timeout=timeout)
         return self._client
