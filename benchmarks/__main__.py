@@ -46,6 +46,8 @@ def lines(name: str, found: Found) -> str:
         return f"```text\n{drawn(found)}\n```"
     shown = []
     for check, told in found.items():
+        if told == []:
+            continue
         if not isinstance(told, Mapping):
             shown.append(f"- {check}: {told}")
             continue

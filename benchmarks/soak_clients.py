@@ -16,9 +16,9 @@ import httpx
 
 CHAT, COMPLETE = "/v1/chat/completions", "/v1/completions"
 TEXT = " ".join(" ".join(pydoc_data.topics.topics.values()).split())
-STOPPED = 15.0
+STOPPED = 4.0
 """Seconds of silence after which the whole machine, and not the server, must have stood still:
-the server then ends requests whose time is over, and that is no surprise."""
+the server then ends what has waited too long, and that is no surprise."""
 BUSY = (429, 503)
 """What a full house may answer to anything."""
 
@@ -35,8 +35,7 @@ class Clients:
         self.surprises: list[str] = []
         self.tokens = 0
         self._number, self._over = number, asyncio.Event()
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=number)
-        self._http = httpx.AsyncClient(base_url=url, timeout=300, limits=limits, trust_env=False)
+        self._http = self._client()
         self._pause = asyncio.Event()
         self._pause.set()
         self._busy = 0
@@ -93,10 +92,14 @@ class Clients:
     async def close_connections(self) -> None:
         """Drop every connection that is kept open; call it while they are quiet."""
         await self._http.aclose()
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=self._number)
-        self._http = httpx.AsyncClient(
-            base_url=self.url, timeout=300, limits=limits, trust_env=False
+        self._http = self._client()
+
+    def _client(self) -> httpx.AsyncClient:
+        # A connection goes before the server closes it (5 s): else both may act at once.
+        limits = httpx.Limits(
+            max_connections=None, max_keepalive_connections=self._number, keepalive_expiry=1.0
         )
+        return httpx.AsyncClient(base_url=self.url, timeout=300, limits=limits, trust_env=False)
 
     def go_on(self) -> None:
         self._pause.set()

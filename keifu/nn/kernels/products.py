@@ -28,13 +28,30 @@ def decode(pieces: Sequence[Packed], tiled: Sequence[tiles.Tiled], dtype: torch.
     return out
 
 
+STEPS, LONG = ((16, 4), (128, 16), (512, 32)), 128
+"""Up to so many rows their number is a multiple of this; above, of that."""
+
+
 def dense(x: Tensor, weight: Tensor) -> Tensor:
     """x (..., inputs) @ weight.T in the weight's precision, returned in x's."""
     if x.dim() == 2 and scans.multiplies(x, weight):
         return scans.multiplied(x, weight).to(x.dtype)
     if x.dtype == weight.dtype:
+        return _rounded(x, weight)
+    return _rounded(x.to(weight.dtype), weight).to(x.dtype)
+
+
+def _rounded(x: Tensor, weight: Tensor) -> Tensor:
+    """x @ weight.T over a few more rows, so that there are few numbers of rows.
+
+    oneDNN compiles a kernel for every shape and keeps 1024 of them at 0.5 MB each: a server that
+    reads texts of all lengths would grow by 0.6 GB, and wait 2 ms for each new one.
+    """
+    rows = x.shape[0]
+    if x.dim() != 2 or x.device.type != "cpu" or rows <= 4 or torch.is_grad_enabled():
         return F.linear(x, weight)
-    return F.linear(x.to(weight.dtype), weight).to(x.dtype)
+    more = -rows % next((step for most, step in STEPS if rows <= most), LONG)
+    return F.linear(F.pad(x, (0, 0, 0, more)), weight)[:rows] if more else F.linear(x, weight)
 
 
 def packed(x: Tensor, pieces: Sequence[Packed], tiled: Sequence[tiles.Tiled]) -> Tensor:
