@@ -7,7 +7,6 @@ loop, whose clients wait for their answers, asks less of a server that is slow, 
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -207,11 +206,15 @@ class Load:
 
     def _read(self, data: str, record: Record) -> bool:
         """Note a chunk's time and usage; whether it says that the answer is finished."""
-        now, chunk = self._clock(), json.loads(data)
-        if not isinstance(chunk, dict):
-            raise KeifuError("the server sent a chunk that is no object")
-        if chunk.get("error"):
+        now, chunk = self._clock(), self.lm.transport.decode(data)
+        if isinstance(chunk, dict) and chunk.get("error"):
             raise self.lm.transport.failure(0, chunk)
+        try:
+            return self._note(now, chunk, record)
+        except (LookupError, TypeError, AttributeError, ValueError):
+            raise KeifuError(f"the server sent a malformed chunk: {data[:80]!r}") from None
+
+    def _note(self, now: float, chunk: Mapping[str, Any], record: Record) -> bool:
         finished = said = False
         for choice in chunk.get("choices") or ():
             delta = choice.get("delta") or {}
