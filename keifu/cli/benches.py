@@ -14,9 +14,13 @@ class Benches(Verbs):
     """`keifu bench MODEL` is `keifu bench speed MODEL`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Name the plain verb where another or help was not asked for."""
-        named = bool(args) and (args[0] in self.table or args[0] in ctx.help_option_names)
-        return super().parse_args(ctx, args if named or ctx.resilient_parsing else [PLAIN, *args])
+        """Put the plain verb before them where none is named."""
+        return super().parse_args(ctx, args if ctx.resilient_parsing else self.spelt(args))
+
+    def spelt(self, words: list[str]) -> list[str]:
+        """The words with the verb that is meant, unless one is named or help is asked for."""
+        named = bool(words) and words[0] in (*self.table, "-h", "--help")
+        return words if named else [PLAIN, *words]
 
     @staticmethod
     def path(ctx: click.Context, verb: str) -> str:

@@ -27,6 +27,10 @@ class Verbs(click.Group):
         super().__init__(name, **settings)
         self.table = table
 
+    def spelt(self, words: list[str]) -> list[str]:
+        """The words after this group's name with every verb in them that may be left out."""
+        return words
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The verbs in the table's order."""
         return list(self.table)

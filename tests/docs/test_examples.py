@@ -11,6 +11,7 @@ import click
 import pytest
 
 from keifu.cli.main import cli, main
+from keifu.cli.verbs import Verbs
 from keifu.families.published import PUBLISHED
 from keifu.families.published.notes import NOTES
 
@@ -44,7 +45,7 @@ def test_command_parses(line: str) -> None:
     command = group.get_command(context, verb)
     while isinstance(command, click.Group):
         context = command.make_context(verb, [], parent=context, resilient_parsing=True)
-        verb, *words = words
+        verb, *words = command.spelt(words) if isinstance(command, Verbs) else words
         command = command.get_command(context, verb)
     assert command is not None, f"no verb in {line!r}"
     command.make_context(verb, words, parent=context)

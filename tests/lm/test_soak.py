@@ -82,7 +82,7 @@ def test_a_picture(tmp_path: Path) -> None:
     assert (tmp_path / "soak.png").read_bytes().startswith(b"\x89PNG")
 
 
-UNKNOWN = {"constrained", "pattern", "scored"}
+UNKNOWN = {"constrained", "pattern", "scored", "bad"}
 """What the fake model cannot."""
 
 
