@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from keifu.nn.attend import Bias, attend
 from keifu.nn.linear import Linear
 from keifu.nn.masks import Causal, Full, Landmarks, Mask
-from keifu.nn.norms import Norm
+from keifu.nn.norms import Norm, PerHeadNorm
 from keifu.nn.part import Part
 from keifu.nn.positions import NoPosition, Position
+from keifu.nn.split import Cut, Rank, Run, Split, Sum, beside, columns, rows
 from keifu.nn.state import Entry, Handle, Memory, PerToken
 from keifu.nn.step import Step
 
@@ -51,6 +52,47 @@ class Attention(Part):
         shape = (self.kv_heads, self.head_width)
         entry = PerToken(shape, window=self.mask.back, sinks=self.mask.sinks)
         return {"k": entry, "v": entry}
+
+    def split(self, rank: Rank) -> Split:
+        """By heads; processes that are more than the kv heads have the one that theirs read.
+
+        A norm over all heads together (OLMo 2) needs them in one place: then nothing is split.
+        """
+        if any(n is not None and n.width != self.head_width for n in (self.q_norm, self.k_norm)):
+            return Split(part=self)
+        q = rank.even(self.heads, "heads")
+        few = self.kv_heads < rank.size and rank.size % self.kv_heads == 0
+        at = rank.rank * self.kv_heads // rank.size
+        kv = (at, at + 1) if few else rank.even(self.kv_heads, "kv heads")
+        each, cuts, norms = self.head_width, dict[str, Cut](), dict[str, Norm | None]()
+        for name, norm, run, heads in (
+            ("q_norm", self.q_norm, q, self.heads),
+            ("k_norm", self.k_norm, kv, self.kv_heads),
+        ):
+            norms[name] = norm
+            if isinstance(norm, PerHeadNorm):
+                norms[name] = replace(norm, heads=run[1] - run[0])
+                cuts[f"{name}.weight"] = Cut(0, heads, (run,))
+        wide = (self.kv_heads * each, _wide(kv, each))
+        qkv = beside((self.heads * each, _wide(q, each)), wide, wide)
+        count = q[1] - q[0]
+        return Split(
+            part=replace(
+                self,
+                heads=count,
+                kv_heads=kv[1] - kv[0],
+                position=self.position.of_heads(q[0], count),
+                **norms,
+            ),
+            cuts=cuts | rows("qkv", qkv) | columns("out", self.heads * each, _wide(q, each)),
+            joins={"": Sum()},
+            once=frozenset({"out.bias"}),
+        )
+
+
+def _wide(run: Run, each: int) -> Run:
+    """A run of heads as one of channels."""
+    return run[0] * each, run[1] * each
 
 
 class _Attention(nn.Module):
@@ -201,6 +243,18 @@ class CrossAttention(Part):
     def state(self) -> Mapping[str, Entry]:
         """Keys and values of the memory, computed once."""
         return {"kv": Memory((2, self.heads, self.head_width), self.memory)}
+
+    def split(self, rank: Rank) -> Split:
+        """By heads."""
+        start, stop = rank.even(self.heads, "heads")
+        total, run = self.heads * self.head_width, _wide((start, stop), self.head_width)
+        cuts = rows("q", Cut(0, total, (run,))) | rows("kv", beside((total, run), (total, run)))
+        return Split(
+            part=replace(self, heads=stop - start),
+            cuts=cuts | columns("out", total, run),
+            joins={"": Sum()},
+            once=frozenset({"out.bias"}),
+        )
 
 
 class CrossAttentionModule(nn.Module):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from torch import Tensor, nn
 
 from keifu.nn.part import Part
+from keifu.nn.split import Rank, Split, combined
 from keifu.nn.state import Entry, Handle
 from keifu.nn.step import Step
 from keifu.nn.wiring import Wiring
@@ -45,6 +46,12 @@ class Block(Part):
             for branch, part in self.branches().items()
             for name, entry in part.state().items()
         }
+
+    def split(self, rank: Rank) -> Split:
+        """The branches' shares."""
+        shares = {name: part.split(rank) for name, part in self.branches().items()}
+        narrow = replace(self, **{name: share.part for name, share in shares.items()})
+        return combined(narrow, shares)
 
 
 def scoped(state: Handle | None, name: str) -> Handle | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from keifu.nn.losses import balance, z_loss
 from keifu.nn.mlp import MLP, GatedMLP
 from keifu.nn.part import Part
 from keifu.nn.routers import Routed, Router, TopK
+from keifu.nn.split import Cut, Rank, Split, Sum, combined
 from keifu.nn.stacked import Stacked
 from keifu.nn.state import Entry, Fixed, Handle
 from keifu.nn.step import Step, ignore
@@ -107,6 +108,26 @@ class Experts(Part):
         """How many choices each expert has taken, where that is limited."""
         counted = self.capacity is not None and self.capacity.tokens is not None
         return {"taken": Fixed((self.count,), torch.int64)} if counted else {}
+
+    def split(self, rank: Rank) -> Split:
+        """Every expert by its hidden units: all processes route alike, and none has more to do."""
+        hidden, narrow, always = self.expert.hidden, self.expert, self.always
+        start, stop = run = rank.near(hidden, "hidden units of an expert")
+        runs = tuple((e * hidden + start, e * hidden + stop) for e in range(self.count))
+        cuts = {"experts.down.weight": Cut(1, hidden, (run,))}
+        for name in ("up", "gate"):
+            cuts[f"experts.{name}.weight"] = Cut(0, self.count * hidden, runs)
+            cuts[f"experts.{name}.bias"] = Cut(1, hidden, (run,))
+        once = frozenset({"experts.down.bias"})
+        if always is not None:
+            share = always.mlp.split(rank)
+            assert isinstance(share.part, MLP | GatedMLP)
+            inside = combined(always, {"always.mlp": share})  # their sum is part of this one's
+            always, once = replace(always, mlp=share.part), once | inside.once
+            cuts |= inside.cuts
+        narrow = replace(narrow, hidden=stop - start)
+        part = replace(self, expert=narrow, always=always)
+        return Split(part=part, cuts=cuts, joins={"": Sum()}, once=once)
 
 
 class _Bank(nn.Module):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from keifu.nn.linear import Embedding, Linear
 from keifu.nn.part import Part, parameter
+from keifu.nn.split import Cut, Gather, Rank, Split, rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,16 @@ class LMHead(Part):
     def build(self) -> nn.Module:
         """`project` where the table is narrower; `out` unless tied; `shift` as a buffer."""
         return _LMHead(self)
+
+    def split(self, rank: Rank) -> Split:
+        """The logits by vocabulary."""
+        run = rank.chunk(self.vocab, "tokens of vocabulary")
+        cut = Cut(0, self.vocab, (run,))
+        return Split(
+            part=replace(self, vocab=run[1] - run[0]),
+            cuts={**rows("out", cut), "bias": cut, "shift": Cut(1, self.vocab, (run,))},
+            joins={"": Gather(self.vocab)},
+        )
 
 
 class _LMHead(nn.Module):

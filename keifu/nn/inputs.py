@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from keifu.nn.linear import Embedding, Linear
 from keifu.nn.norms import Norm
 from keifu.nn.part import Part
 from keifu.nn.positions import Learned, Sinusoid
+from keifu.nn.split import Cut, Rank, Rows, Split
 from keifu.nn.step import Step
 
 
@@ -37,6 +38,15 @@ class Tokens(Part):
     def build(self) -> nn.Module:
         """`table`, and `positions`, `segments`, `kinds`, `norm`, `project` where there are any."""
         return TokensModule(self)
+
+    def split(self, rank: Rank) -> Split:
+        """The table by vocabulary; what is added to it is everybody's."""
+        run = rank.chunk(self.vocab, "tokens of vocabulary")
+        return Split(
+            part=replace(self, vocab=run[1] - run[0]),
+            cuts={"table.weight": Cut(0, self.vocab, (run,))},
+            joins={"table": Rows(run)},
+        )
 
 
 class TokensModule(nn.Module):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
 from keifu.nn.activations import ACTIVATIONS
 from keifu.nn.linear import Linear
 from keifu.nn.part import Part, parameter
+from keifu.nn.split import Cut, Rank, Split, Sum, beside, columns, combined, rows
 from keifu.nn.state import Handle
 from keifu.nn.step import Step
 
@@ -25,6 +26,16 @@ class MLP(Part):
     def build(self) -> nn.Module:
         """`up` and `down`."""
         return _MLP(self)
+
+    def split(self, rank: Rank) -> Split:
+        """By hidden units."""
+        run = rank.near(self.hidden, "hidden units")
+        return Split(
+            part=replace(self, hidden=run[1] - run[0]),
+            cuts=rows("up", Cut(0, self.hidden, (run,))) | columns("down", self.hidden, run),
+            joins={"": Sum()},
+            once=frozenset({"down.bias"}),
+        )
 
 
 class _MLP(nn.Module):
@@ -51,6 +62,17 @@ class GatedMLP(Part):
     def build(self) -> nn.Module:
         """`gate_up`, one projection with rows "gate" and "up", and `down`."""
         return _GatedMLP(self)
+
+    def split(self, rank: Rank) -> Split:
+        """By hidden units."""
+        run = rank.near(self.hidden, "hidden units")
+        both = beside((self.hidden, run), (self.hidden, run))
+        return Split(
+            part=replace(self, hidden=run[1] - run[0]),
+            cuts=rows("gate_up", both) | columns("down", self.hidden, run),
+            joins={"": Sum()},
+            once=frozenset({"down.bias"}),
+        )
 
 
 class _GatedMLP(nn.Module):
@@ -106,6 +128,11 @@ class Rescaled(Part):
     def build(self) -> nn.Module:
         """`inner` and `scale` (width,)."""
         return _Rescaled(self)
+
+    def split(self, rank: Rank) -> Split:
+        """The inner part's share."""
+        share = self.inner.split(rank)
+        return combined(replace(self, inner=share.part), {"inner": share})
 
 
 class _Rescaled(nn.Module):

@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from keifu.core.errors import KeifuError
+from keifu.core.errors import ConfigError, KeifuError
 from keifu.nn.chunks import Chunk, Overlap, passes
 from keifu.nn.linear import Linear
 from keifu.nn.masks import UNMARKED, Gist, Landmarks
 from keifu.nn.part import Part
+from keifu.nn.split import Rank, Split, combined
 from keifu.nn.stack import Output, Stack, StackModule
 from keifu.nn.state import Entry
 from keifu.nn.step import Emit, Step, fresh_step, ignore
@@ -58,6 +59,20 @@ class Pair(Part):
     def entries(self) -> list[Mapping[str, Entry]]:
         """For each use of the decoder, the state its block declares."""
         return self.decoder.entries()
+
+    def split(self, rank: Rank) -> Split:
+        """Both stacks' shares.
+
+        Raises:
+            ConfigError: also where they share a table that only one of them can split.
+        """
+        shares = {"encoder": self.encoder.split(rank), "decoder": self.decoder.split(rank)}
+        encoder, decoder = (share.part for share in shares.values())
+        assert isinstance(encoder, Stack)
+        assert isinstance(decoder, Stack)
+        if self.tied and encoder.input != decoder.input:
+            raise ConfigError("the table that both stacks share splits in one of them alone")
+        return combined(replace(self, encoder=encoder, decoder=decoder), shares)
 
 
 class PairModule(nn.Module):

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from keifu.nn.split import Rank, Split
+
 if TYPE_CHECKING:
     from keifu.nn.state import Entry
 
@@ -27,6 +29,14 @@ class Part:
     def state(self) -> Mapping[str, Entry]:
         """What this part remembers between steps while a model generates; nothing by default."""
         return {}
+
+    def split(self, rank: Rank) -> Split:
+        """One process's share of this part; whole, so that every process has it, by default.
+
+        Raises:
+            ConfigError: so many processes cannot share it.
+        """
+        return Split(part=self)
 
 
 class Initialised(nn.Module):

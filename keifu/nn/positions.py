@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,39 @@ class Position:
     def bias(self, step: Step) -> Bias | None:
         """What is added to the scores, or None."""
         return None
+
+    def of_heads(self, first: int, count: int) -> Position:
+        """The same for some of the heads; what is alike for all of them stays as it is."""
+        if not is_dataclass(self):
+            return self
+        inner = {f.name: getattr(self, f.name) for f in fields(self)}
+        changed = {n: v.of_heads(first, count) for n, v in inner.items() if isinstance(v, Position)}
+        same: Position = replace(self, **changed) if changed else self
+        return same
+
+
+@dataclass(frozen=True)
+class OfHeads(Position):
+    """Some heads of a scheme that adds to each head's scores something else."""
+
+    inner: Position
+    first: int
+    count: int
+
+    def bias(self, step: Step) -> Bias | None:
+        """Those heads' bias."""
+        whole = self.inner.bias(step)
+        if whole is None:
+            return None
+
+        def added(query: Tensor, key: Tensor) -> Tensor:
+            return whole(query, key)[self.first : self.first + self.count]
+
+        return added
+
+    def of_heads(self, first: int, count: int) -> Position:
+        """Some of them."""
+        return replace(self, first=self.first + first, count=count)
 
 
 @dataclass(frozen=True)
@@ -62,6 +95,10 @@ class Alibi(Position):
     max_bias: float = 8.0
     order: str = "bloom"
 
+    def of_heads(self, first: int, count: int) -> Position:
+        """Those heads' share of it."""
+        return OfHeads(self, first, count)
+
     def slopes(self) -> Tensor:
         """(heads,) one slope a head."""
         if self.order == "bloom" and self.max_bias == 8.0:
@@ -95,6 +132,10 @@ class CoarseAlibi(Position):
     scale: float
     """What the bias is multiplied by, as the scores are: 1 / sqrt(head width)."""
 
+    def of_heads(self, first: int, count: int) -> Position:
+        """Those heads' share of it."""
+        return OfHeads(self, first, count)
+
     def bias(self, step: Step) -> Bias:
         """The same for every query: a softmax does not see what a whole row shares."""
         slopes: Tensor = step.term(
@@ -113,6 +154,10 @@ class SharedBias(Position):
     """Scores take the bias of a part that the whole stack shares (T5)."""
 
     name: str = "bias"
+
+    def of_heads(self, first: int, count: int) -> Position:
+        """Those heads' share of it."""
+        return OfHeads(self, first, count)
 
     def bias(self, step: Step) -> Bias:
         """The shared part's own bias function."""

@@ -9,7 +9,7 @@ De et al. 2024, arXiv 2402.19427, section 2.4 (equations 1 to 4):
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from keifu.nn.block import scoped
 from keifu.nn.conv import ShortConv
 from keifu.nn.linear import Linear
 from keifu.nn.part import Initialised, Part, parameter
+from keifu.nn.split import Cut, Rank, Split, Sum, beside, columns, rows
 from keifu.nn.scan import linear_scan
 from keifu.nn.state import Entry, Fixed, Handle
 from keifu.nn.step import Step
@@ -155,6 +156,21 @@ class GatedRecurrence(Part):
         return {
             f"{a}.{b}": entry for a, part in inside.items() for b, entry in part.state().items()
         }
+
+    def split(self, rank: Rank) -> Split:
+        """By the heads of the recurrence's gates."""
+        start, stop = heads = rank.even(self.heads, "heads")
+        each = self.inner // self.heads
+        run = (start * each, stop * each)
+        cut, gates = Cut(0, self.inner, (run,)), Cut(0, self.heads, (heads,))
+        cuts = rows("into", beside((self.inner, run), (self.inner, run))) | rows("conv", cut)
+        cuts |= {"lru.decay": cut} | rows("lru.input_gate", gates) | rows("lru.decay_gate", gates)
+        return Split(
+            part=replace(self, inner=run[1] - run[0], heads=stop - start),
+            cuts=cuts | columns("down", self.inner, run),
+            joins={"": Sum()},
+            once=frozenset({"down.bias"}),
+        )
 
 
 class _GatedRecurrence(nn.Module):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from keifu.nn.activations import ACTIVATIONS
 from keifu.nn.block import scoped
 from keifu.nn.conv import ShortConv
 from keifu.nn.linear import Linear
+from keifu.nn.split import Cut, Rank, Split, Sum, beside, columns, rows
 from keifu.nn.part import Initialised, Part, parameter
 from keifu.nn.selective import Selection, selective, wide
 from keifu.nn.state import Entry, Fixed, Handle
@@ -83,6 +84,19 @@ class Mamba(Part):
         """The convolution's tail and the SSM's states, in float32."""
         tail = {f"conv.{name}": entry for name, entry in self.conv.state().items()}
         return tail | {"ssm": Fixed((self.states, self.inner))}
+
+    def split(self, rank: Rank) -> Split:
+        """By channels; what dt, B and C are made of is a sum over all of them."""
+        start, stop = run = rank.even(self.inner, "channels")
+        cut = Cut(0, self.inner, (run,))
+        cuts = rows("into", beside((self.inner, run), (self.inner, run))) | rows("conv", cut)
+        cuts |= columns("select", self.inner, run) | rows("dt", cut) | {"log_a": cut, "d": cut}
+        return Split(
+            part=replace(self, inner=stop - start),
+            cuts=cuts | columns("out", self.inner, run),
+            joins={"select": Sum(), "": Sum()},
+            once=frozenset({"out.bias"}),
+        )
 
 
 class _Mamba(Initialised):

@@ -15,6 +15,7 @@ from keifu.nn.masks import Landmarks
 from keifu.nn.norms import Norm
 from keifu.nn.part import Initialised, Part
 from keifu.nn.readout import AGAIN
+from keifu.nn.split import Rank, Split, combined
 from keifu.nn.state import Entry, Handle
 from keifu.nn.step import Emit, Step, fresh_step, ignore
 from keifu.nn.task_heads import Head
@@ -52,6 +53,20 @@ class Stack(Part):
     def entries(self) -> list[Mapping[str, Entry]]:
         """For each use, the state its block declares."""
         return [self.blocks[i].state() for i in self.order()]
+
+    def split(self, rank: Rank) -> Split:
+        """The blocks' shares; the input's and the head's by vocabulary where both are so split."""
+        shares = {f"blocks.{i}": block.split(rank) for i, block in enumerate(self.blocks)}
+        blocks = [share.part for share in shares.values()]
+        shares["input"] = self.input.split(rank)
+        if self.head is not None:
+            shares["head"] = self.head.split(rank)
+            # A head may read the input's table, so that one cannot be narrow without the other.
+            if bool(shares["input"].cuts) != bool(shares["head"].cuts or shares["head"].joins):
+                shares |= {"input": Split(part=self.input), "head": Split(part=self.head)}
+        ends = {place: shares[place].part for place in ("input", "head") if place in shares}
+        narrow = replace(self, blocks=tuple(b for b in blocks if isinstance(b, Block)), **ends)
+        return combined(narrow, shares)
 
 
 def repeat(block: Block, times: int) -> tuple[Block, ...]:

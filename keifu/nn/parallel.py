@@ -1,0 +1,117 @@
+"""A model over several processes: each has its share of the parts, and sums and joins outputs.
+
+Every process runs the same step over the same tokens. Weights are plain tensors, so packed rows and
+kernels stay what they are; what crosses between processes is a distributed tensor with the
+placement that the part's join names (`torch.distributed.tensor`), made whole in one collective.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
+
+from keifu.nn.kernels.formats import Packed
+from keifu.nn.linear import Weight
+from keifu.nn.pair import PairModule
+from keifu.nn.part import Part, build
+from keifu.nn.split import Gather, Join, Rank, Rows, Split, Value, dense, taken
+from keifu.nn.stack import StackModule
+
+
+def share(part: Part, mesh: DeviceMesh) -> Split:
+    """This process's share of a part.
+
+    Raises:
+        ConfigError: the part does not split over so many.
+    """
+    return part.split(Rank(mesh.get_local_rank(), mesh.size()))
+
+
+def attach(model: nn.Module, split: Split, mesh: DeviceMesh) -> None:
+    """Make a built share whole with the other processes' wherever it says so."""
+    done = set[int]()
+    for path, join in split.joins.items():
+        module = model.get_submodule(path)
+        if id(module) not in done:  # a table that two stacks share
+            done.add(id(module))
+            _join(module, join, mesh)
+
+
+def _join(module: nn.Module, join: Join, mesh: DeviceMesh) -> None:
+    if isinstance(join, Rows):
+        start, stop = join.run
+        rows = module.forward
+
+        def looked_up(ids: Tensor) -> Tensor:
+            elsewhere = (ids < start) | (ids >= stop)
+            mine = rows((ids - start).clamp(0, stop - start - 1))
+            mine = mine.masked_fill(elsewhere[..., None], 0)
+            return made_whole(mine, mesh, Partial(), mine.shape)
+
+        module.forward = looked_up
+        return
+
+    def whole(_: nn.Module, args: Any, out: Tensor) -> Tensor:
+        if isinstance(join, Gather):
+            shape = torch.Size((*out.shape[:-1], join.total))
+            return made_whole(out, mesh, Shard(out.dim() - 1), shape)
+        return made_whole(out, mesh, Partial(), out.shape)
+
+    module.register_forward_hook(whole)
+
+
+def made_whole(x: Tensor, mesh: DeviceMesh, placement: Placement, shape: torch.Size) -> Tensor:
+    """The whole, on every process, of what each has a part of."""
+    stride = [1]
+    for size in reversed(shape[1:]):
+        stride.insert(0, stride[0] * size)
+    spread = DTensor.from_local(
+        x.contiguous(), mesh, [placement], run_check=False, shape=shape, stride=tuple(stride)
+    )
+    found: Tensor = spread.redistribute(mesh, [Replicate()]).to_local()
+    return found
+
+
+def parallelize(model: StackModule | PairModule, mesh: DeviceMesh) -> StackModule | PairModule:
+    """This process's share of a model that every process has whole; the whole is left as it is.
+
+    Raises:
+        ConfigError: the model does not split over so many processes.
+    """
+    split, first = share(model.spec, mesh), mesh.get_local_rank() == 0
+    made = build(split.part, device="meta")
+    assert isinstance(made, StackModule | PairModule)
+    for path, module in made.named_modules():
+        source, prefix = model.get_submodule(path), f"{path}." if path else ""
+        held: dict[str, Sequence[Value]] = {
+            leaf: [value.detach()]
+            for leaf, value in [*source._parameters.items(), *source._buffers.items()]
+            if value is not None
+        }
+        if isinstance(source, Weight) and source.weight is None:
+            held["weight"] = source.pieces
+        for leaf, values in held.items():
+            _hold(module, leaf, taken(values, prefix + leaf, split, first))
+    if isinstance(made, PairModule) and made.spec.tied:
+        made.decoder.input.table = made.encoder.input.table
+    attach(made, split, mesh)
+    return made.eval()
+
+
+def _hold(module: nn.Module, leaf: str, values: Sequence[Value]) -> None:
+    """Give a share its value; columns of packed rows that fall within blocks are decoded."""
+    packed = [v for v in values if isinstance(v, Packed)]
+    if isinstance(module, Weight) and leaf == "weight" and len(packed) == len(values):
+        module.pack([replace(p, data=p.data.clone()) for p in packed])
+        return
+    whole = torch.cat([dense(v) for v in values])
+    if leaf in module._buffers:
+        module._buffers[leaf] = whole
+    else:
+        module.register_parameter(leaf, nn.Parameter(whole, requires_grad=False))
