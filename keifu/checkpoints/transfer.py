@@ -17,6 +17,7 @@ from keifu.checkpoints.source import Respelt, TensorSource, check_values
 from keifu.core.errors import FormatError, nearest
 from keifu.nn.kernels.formats import Packed
 from keifu.nn.linear import Linear, Weight
+from keifu.nn.split import Rank, Split, taken
 from keifu.nn.stacked import Stacked, Store
 
 
@@ -31,6 +32,7 @@ def fill(
     device: torch.device | str = "cpu",
     allow_nonfinite: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    share: tuple[Split, Rank] | None = None,
 ) -> None:
     """Give every parameter of a model built on "meta" its value.
 
@@ -43,6 +45,7 @@ def fill(
         unpack: decode packed matrices instead of keeping them packed.
         mapped: leave experts' matrices in the file; each is read, and checked, when it is used.
         allow_nonfinite: accept NaN and infinity, which are an error otherwise.
+        share: the model is one process's share; what is not of it is never touched in the file.
 
     Raises:
         FormatError: lists every parameter without a tensor, every tensor without a parameter and
@@ -67,11 +70,11 @@ def fill(
             owner.bind(store)
             continue
         values = [found[0].load(piece, source.read(name)) for piece, name in found[1]]
-        _check(ours, theirs, values, parameter.shape, allow_nonfinite)
+        values = _checked(ours, theirs, values, parameter.shape, allow_nonfinite, share)
         _place(model, ours, values, dtype, unpack, device)
         if progress:
             progress(done + 1, len(parameters))
-    used |= _constants(model, names, source, available, device, allow_nonfinite)
+    used |= _constants(model, names, source, available, device, allow_nonfinite, share)
     left = sorted(n for n in available - used if not names.dropped(n))
     if missing or left:
         raise FormatError(_leftovers(missing, left))
@@ -125,6 +128,7 @@ def _constants(
     available: set[str],
     device: torch.device | str,
     allow_nonfinite: bool,
+    share: tuple[Split, Rank] | None,
 ) -> set[str]:
     """Fill the persistent buffers that the checkpoint has; returns the names it used."""
     used = set[str]()
@@ -139,7 +143,8 @@ def _constants(
             if theirs in available:
                 used.add(theirs)
                 value = found[0].load(piece, source.read(theirs))
-                _check(ours, [theirs], [value], buffer.shape, allow_nonfinite)
+                shape = buffer.shape
+                (value,) = _checked(ours, [theirs], [value], shape, allow_nonfinite, share)
             dense = value.dequantize() if isinstance(value, Packed) else value
             module.register_buffer(leaf, dense.to(device, buffer.dtype))
     return used
@@ -163,6 +168,28 @@ def _leftovers(missing: list[str], left: list[str]) -> str:
         close = nearest(missing[0].split("from ")[-1].rstrip(")"), left, 1)
         parts.append(f"nearest: {close[0]}" if close else "no name is near")
     return "the checkpoint does not fit its configuration: " + "; ".join(parts)
+
+
+def _checked(
+    ours: str,
+    theirs: list[str],
+    values: list[Value],
+    shape: torch.Size,
+    allow_nonfinite: bool,
+    share: tuple[Split, Rank] | None,
+) -> list[Value]:
+    """Values that fit a parameter of this shape, or what a process keeps of them."""
+    if share is None:
+        _check(ours, theirs, values, shape, allow_nonfinite)
+        return values
+    split, rank = share
+    cut = split.cuts.get(ours)
+    _check(ours, theirs, values, shape if cut is None else cut.whole(shape), True)
+    values = taken(values, ours, split, rank.rank == 0)
+    if not allow_nonfinite:
+        for value in values:
+            check_values("+".join(theirs), value)
+    return values
 
 
 def _check(

@@ -27,6 +27,7 @@ from keifu.families.elmo import Elmo
 from keifu.families.llama import Llama
 from keifu.nn.pair import Pair
 from keifu.nn.part import Part, build
+from keifu.nn.split import Rank
 from keifu.text.from_gguf import load_gguf
 from keifu.text.load import load
 from keifu.text.tokenizer import Tokenizer
@@ -219,6 +220,7 @@ def build_model(
     allow_nonfinite: bool = False,
     progress: Callable[[int, int], None] | None = None,
     spec: Part | None = None,
+    rank: Rank | None = None,
 ) -> nn.Module:
     """The checkpoint's model in evaluation mode.
 
@@ -228,12 +230,17 @@ def build_model(
             products, packed weights kept packed).
         experts: "resident", or "mapped": read from the checkpoint's files as they are used, so
             that a mixture larger than memory runs.
+        rank: read this process's share alone, for `keifu.nn.parallel.attach` to join.
     """
     if precision not in PRECISIONS:
         raise unknown("precision", precision, PRECISIONS)
     if experts not in EXPERTS:
         raise unknown("place for experts", experts, EXPERTS)
-    model = build(spec or checkpoint.family.spec(), device="meta")
+    spec = spec or checkpoint.family.spec()
+    split = None if rank is None else spec.split(rank)
+    if rank is not None and experts == "mapped":
+        raise KeifuError("experts that stay in the file are not split: leave one of the two out")
+    model = build(spec if split is None else split.part, device="meta")
     fill(
         model,
         checkpoint.names,
@@ -244,6 +251,7 @@ def build_model(
         device=device,
         allow_nonfinite=allow_nonfinite,
         progress=progress,
+        share=None if split is None or rank is None else (split, rank),
     )
     return model.eval()
 

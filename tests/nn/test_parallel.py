@@ -78,9 +78,10 @@ def compared(mesh: DeviceMesh, names: list[str]) -> dict[str, tuple[float, float
         model = whole(name)
         mine = parallelize(model, mesh)
         want = answered(model)
-        error, steps = (answered(mine) - want).abs().max().item(), 0.0
+        size = max(want.abs().max().item(), 1.0)  # T5's scores, and so its logits, are large
+        error, steps = (answered(mine) - want).abs().max().item() / size, 0.0
         if isinstance(mine, StackModule):
-            steps = (stepwise(mine) - want).abs().max().item()
+            steps = (stepwise(mine) - want).abs().max().item() / size
         sizes = [sum(p.numel() for p in m.parameters()) for m in (mine, model)]
         state = [sum(state_bytes(m.spec.entries(), torch.float32)) for m in (mine, model)]
         found[name] = (error, steps, sizes[0] / sizes[1], state[0] / state[1])
@@ -93,8 +94,8 @@ def test_two_processes_give_the_logits_of_one() -> None:
         for name, (error, steps, weights, state) in answers.items():
             assert error < 1e-5, name
             assert steps < 1e-5, name
-            if name == "mamba2":
-                assert state == 1.0, "its norm is over all channels: it stays whole"
+            if name in ("mamba2", "mpt"):
+                assert state == 1.0, "a norm over all heads keeps the mixer whole"
                 continue
             assert weights < 0.62, f"{name}: norms and positions alone are everybody's"
             assert state == 0.5 or families[name].tiny().kv_heads == 1
