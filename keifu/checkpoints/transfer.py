@@ -17,7 +17,7 @@ from keifu.checkpoints.source import Respelt, TensorSource, check_values
 from keifu.core.errors import FormatError, nearest
 from keifu.nn.kernels.formats import Packed
 from keifu.nn.linear import Linear, Weight
-from keifu.nn.split import Rank, Split, taken
+from keifu.nn.split import Rank, Split, share_of
 from keifu.nn.stacked import Stacked, Store
 
 
@@ -185,7 +185,7 @@ def _checked(
     split, rank = share
     cut = split.cuts.get(ours)
     _check(ours, theirs, values, shape if cut is None else cut.whole(shape), True)
-    values = taken(values, ours, split, rank.rank == 0)
+    values = share_of(values, ours, split, rank.rank == 0)
     if not allow_nonfinite:
         for value in values:
             check_values("+".join(theirs), value)

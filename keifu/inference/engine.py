@@ -21,6 +21,7 @@ from keifu.core.errors import KeifuError
 from keifu.inference.admission import Admission
 from keifu.inference.beam import Beams
 from keifu.inference.chunks import ALONE, CHUNK, Chunks
+from keifu.inference.crew import Crew
 from keifu.inference.grammar import Grammars
 from keifu.inference.intake import Ask, Intake, check_ids
 from keifu.inference.kept import Kept
@@ -37,7 +38,6 @@ from keifu.inference.stream import Stream
 from keifu.nn.pages import OutOfState
 from keifu.nn.pair import PairModule
 from keifu.nn.stack import StackModule
-from keifu.nn.state import StatePool
 from keifu.text.tokenizer import Tokenizer
 
 
@@ -59,6 +59,7 @@ class Engine:
         deterministic: whether a request's last bits are the same whatever else runs: it runs alone.
         runners: fast paths, tried in order before the plain one.
         draft: makes what guesses tokens ahead; the outputs are the same with and without.
+        crew: the processes that run the model.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Engine:
         deterministic: bool = False,
         runners: Fast | None = None,
         draft: Draft | None = None,
+        crew: Crew = Crew(),
     ) -> None:
         self.pair = model if isinstance(model, PairModule) else None
         self.model = model.decoder if isinstance(model, PairModule) else model
@@ -94,18 +96,21 @@ class Engine:
         self.compute = None if dtype == torch.float32 else dtype
         # Forks of one request (n, beams) take slots of their own beyond `parallel`.
         kept: dict[str, Any] = {"dtype": dtype, "device": device, "places": places}
-        self.pool = StatePool(model.spec.entries(), budget=budget, slots=parallel + 64, **kept)
+        self.crew = crew
+        self.pool = crew.pool(
+            model.spec.entries(), budget=budget, slots=parallel + 64, **kept
+        )
         self.context = min(context, self.pool.reach(CHUNK))
         self.source_context = min([source_context or 2**62, *self.pool.room().values()])
         self.source_vocab = source_vocab or tokenizer.vocab_size
         why = "attention over a source has no fast path yet" if self.pair else "not asked for"
-        ways = Ways(None if self.pair else runners, why)
+        ways = Ways(None if self.pair else runners, why, crew.runner)
         self.runners, self.why_plain = ways(self.model, self.pool, self.context), ways.why
         target = Target(self.model, tokenizer, self.pool, self.context, self._forward, ways)
         self.speculation = draft and Speculation(draft(target), self.pool, self.runners[0].free)
         self.deterministic, by = deterministic, ALONE if deterministic else None
         self._chunks = Chunks(deterministic)
-        self.prefixes = Prefixes(model.spec, self.pool, by=by, on=prefixes)
+        self.prefixes = Prefixes(model.spec, self.pool, by=by, on=prefixes, tree=crew.tree)
         self._queue = Admission(
             self.pool,
             parallel,
@@ -182,6 +187,8 @@ class Engine:
         """Refuse what comes after the end; wake the loop, or start it. Under the lock."""
         if self._stopped:
             raise KeifuError("the engine is closed")
+        if self.crew.lost is not None:
+            raise self.crew.lost
         if self._thread is None:
             self._thread = threading.Thread(target=self._loop, name="keifu", daemon=True)
             self._thread.start()
@@ -200,6 +207,8 @@ class Engine:
 
     def embed(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         """The mean of each prompt's last hidden states (an encoder's): (prompts, width) float32."""
+        if self.crew.size > 1:
+            raise KeifuError("a model over several processes does not embed yet: load it in one")
         for prompt in prompts:
             if self.pair:
                 check_ids(prompt, self.source_vocab)
@@ -225,6 +234,7 @@ class Engine:
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
         self.grammars.close()
+        self.crew.close()
 
     def _notify(self) -> None:
         with self._wake:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 
 from keifu.inference.radix import PrefixTree
@@ -26,16 +26,23 @@ class Prefixes:
         by: what is shared ends at a multiple of so many tokens of a prompt; None: anywhere, in
             outputs too.
         on: whether anything is shared at all.
+        tree: makes the tree.
     """
 
     def __init__(
-        self, spec: Part, pool: StatePool, *, by: int | None = None, on: bool = True
+        self,
+        spec: Part,
+        pool: StatePool,
+        *,
+        by: int | None = None,
+        on: bool = True,
+        tree: Callable[[StatePool], PrefixTree] = PrefixTree,
     ) -> None:
         values = list(_values(spec))
         self._by, self._scaled = by, any(isinstance(v, Scaling) and v.by_length for v in values)
         ahead = any(isinstance(v, Mask) and v.given(UNMARKED).ahead for v in values)
         # What a token that sees later ones leaves behind depends on how its text goes on.
-        self.tree = PrefixTree(pool) if on and not (ahead or pool.memories) else None
+        self.tree = tree(pool) if on and not (ahead or pool.memories) else None
 
     def begin(self, output: Output) -> None:
         """Give a new output the state of what was read before, all but its last token."""

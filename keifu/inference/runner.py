@@ -98,17 +98,23 @@ class Ways:
 
     Args:
         why: why there are no fast ones where `fast` is None.
+        plain: makes the plain one.
     """
 
-    def __init__(self, fast: Fast | None, why: str) -> None:
-        self._fast, self.why = fast, why
+    def __init__(
+        self,
+        fast: Fast | None,
+        why: str,
+        plain: Callable[[StackModule, StatePool], Runner] = TorchRunner,
+    ) -> None:
+        self._fast, self.why, self._plain = fast, why, plain
 
     def __call__(self, model: StackModule, pool: StatePool, context: int) -> list[Runner]:
         """The runners of a stack, in the order in which they are tried."""
         found: list[Runner] = []
         if self._fast is not None:
             found, self.why = self._fast(model, pool, context)
-        return [*found, TorchRunner(model, pool)]
+        return [*found, self._plain(model, pool)]
 
 
 def step_of(

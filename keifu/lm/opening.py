@@ -19,6 +19,7 @@ from keifu.core.errors import KeifuError, unknown
 from keifu.families._load import Checkpoint, build_model, open_checkpoint
 from keifu.families._sentence import is_sentence_folder, open_sentence
 from keifu.inference.chunks import CHUNK
+from keifu.inference.crew import Crew
 from keifu.inference.encode import BATCH
 from keifu.inference.engine import Engine
 from keifu.inference.plans import runners
@@ -32,6 +33,7 @@ from keifu.nn.kernels import native
 from keifu.nn.pair import Pair, PairModule
 from keifu.nn.part import Part
 from keifu.nn.retrieved import retrieving
+from keifu.nn.split import Rank
 from keifu.nn.stack import Stack, StackModule
 from keifu.nn.state import Memory, places, state_bytes
 from keifu.nn.streaming import streaming
@@ -84,6 +86,8 @@ class LocalOptions:
     output is the same up to rounding; whether it comes sooner depends on the text."""
     prefixes: bool = True
     """Keep what was read, so that texts that begin alike are not read twice from there."""
+    tensor_parallel: int = 1
+    """Processes that share the model, each with its part of every layer and of the state."""
     deterministic: bool = False
     """Compute a request to the same last bit whatever else runs: slower, each request alone."""
     allow_pickle: bool = False
@@ -139,17 +143,26 @@ class Opened:
             )
         return streaming(spec, window, self.options.sinks)
 
-    def build(self, precision: str | None = None) -> nn.Module:
-        """Its weights, read."""
+    def build(
+        self,
+        precision: str | None = None,
+        *,
+        rank: Rank | None = None,
+        device: str | None = None,
+    ) -> nn.Module:
+        """Its weights, read; or one process's share of them."""
         options, spec = self.options, self.spec()
-        check_room(self, spec, precision := precision or options.precision)
+        precision = precision or options.precision
+        if rank is None or rank.rank == 0:
+            check_room(self, spec, precision)
         return build_model(
             self.checkpoint,
             spec=spec,
             precision=precision,
             experts=options.experts,
-            device=options.device,
+            device=device or options.device,
             allow_nonfinite=options.allow_nonfinite,
+            rank=rank,
         )
 
     def tokenizer(self) -> Tokenizer:
@@ -216,6 +229,8 @@ def load_local(ref: str, **given: Any) -> LM:
             f"{opened.name} judges texts and writes none: call it through keifu.families.load_model"
         )
     judges = isinstance(spec, Stack) and spec.head is None
+    if options.tensor_parallel < 1:
+        raise KeifuError(f"tensor_parallel={options.tensor_parallel} is not allowed: at least 1")
     embeds = options.pooling or judges or "generate" not in checkpoint.family.tasks
     if embeds or is_sentence_folder(pull(ref)):
         return _encoder(opened)
@@ -279,7 +294,14 @@ def _generator(opened: Opened) -> LM:
     from keifu.lm.speculating import draft_of
 
     options, checkpoint = opened.options, opened.checkpoint
-    tokenizer, model, context = opened.tokenizer(), opened.build(), opened.context()
+    tokenizer, context, crew = opened.tokenizer(), opened.context(), Crew()
+    if options.tensor_parallel > 1:
+        from keifu.lm.processes import lead
+
+        model: nn.Module
+        model, crew = lead(opened, options.tensor_parallel)
+    else:
+        model = opened.build()
     assert isinstance(model, StackModule | PairModule)
     reader = load_reader(checkpoint.path) if isinstance(model, PairModule) else None
     endless = options.retrieve or (checkpoint.family.unlimited and options.ctx is None)
@@ -305,7 +327,8 @@ def _generator(opened: Opened) -> LM:
         prefixes=options.prefixes,
         deterministic=options.deterministic,
         gist=opened.gist(),
-        runners=None if options.precision == "exact" else runners,
+        runners=None if options.precision == "exact" or crew.size > 1 else runners,
+        crew=crew,
         draft=draft_of(options.speculate, options, context),
     )
     named = known.find(opened.ref)

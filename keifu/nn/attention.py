@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from keifu.nn.masks import Causal, Full, Landmarks, Mask
 from keifu.nn.norms import Norm, PerHeadNorm
 from keifu.nn.part import Part
 from keifu.nn.positions import NoPosition, Position
-from keifu.nn.split import Cut, Rank, Run, Split, Sum, beside, columns, rows
+from keifu.nn.split import Cut, Rank, Run, Split, Sum, beside, ins, outs
 from keifu.nn.state import Entry, Handle, Memory, PerToken
 from keifu.nn.step import Step
 
@@ -64,7 +65,7 @@ class Attention(Part):
         few = self.kv_heads < rank.size and rank.size % self.kv_heads == 0
         at = rank.rank * self.kv_heads // rank.size
         kv = (at, at + 1) if few else rank.even(self.kv_heads, "kv heads")
-        each, cuts, norms = self.head_width, dict[str, Cut](), dict[str, Norm | None]()
+        each, cuts, norms = self.head_width, dict[str, Cut](), dict[str, Any]()
         for name, norm, run, heads in (
             ("q_norm", self.q_norm, q, self.heads),
             ("k_norm", self.k_norm, kv, self.kv_heads),
@@ -84,7 +85,7 @@ class Attention(Part):
                 position=self.position.of_heads(q[0], count),
                 **norms,
             ),
-            cuts=cuts | rows("qkv", qkv) | columns("out", self.heads * each, _wide(q, each)),
+            cuts=cuts | outs("qkv", qkv) | ins("out", self.heads * each, _wide(q, each)),
             joins={"": Sum()},
             once=frozenset({"out.bias"}),
         )
@@ -248,10 +249,10 @@ class CrossAttention(Part):
         """By heads."""
         start, stop = rank.even(self.heads, "heads")
         total, run = self.heads * self.head_width, _wide((start, stop), self.head_width)
-        cuts = rows("q", Cut(0, total, (run,))) | rows("kv", beside((total, run), (total, run)))
+        cuts = outs("q", Cut(0, total, (run,))) | outs("kv", beside((total, run), (total, run)))
         return Split(
             part=replace(self, heads=stop - start),
-            cuts=cuts | columns("out", total, run),
+            cuts=cuts | ins("out", total, run),
             joins={"": Sum()},
             once=frozenset({"out.bias"}),
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -50,8 +51,8 @@ class Block(Part):
     def split(self, rank: Rank) -> Split:
         """The branches' shares."""
         shares = {name: part.split(rank) for name, part in self.branches().items()}
-        narrow = replace(self, **{name: share.part for name, share in shares.items()})
-        return combined(narrow, shares)
+        parts: dict[str, Any] = {name: share.part for name, share in shares.items()}
+        return combined(replace(self, **parts), shares)
 
 
 def scoped(state: Handle | None, name: str) -> Handle | None:

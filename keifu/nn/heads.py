@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from keifu.nn.linear import Embedding, Linear
 from keifu.nn.part import Part, parameter
-from keifu.nn.split import Cut, Gather, Rank, Split, rows
+from keifu.nn.split import Cut, Gather, Rank, Split, outs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class LMHead(Part):
         cut = Cut(0, self.vocab, (run,))
         return Split(
             part=replace(self, vocab=run[1] - run[0]),
-            cuts={**rows("out", cut), "bias": cut, "shift": Cut(1, self.vocab, (run,))},
+            cuts={**outs("out", cut), "bias": cut, "shift": Cut(1, self.vocab, (run,))},
             joins={"": Gather(self.vocab)},
         )
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from keifu.nn.activations import ACTIVATIONS
 from keifu.nn.linear import Linear
 from keifu.nn.part import Part, parameter
-from keifu.nn.split import Cut, Rank, Split, Sum, beside, columns, combined, rows
+from keifu.nn.split import Cut, Rank, Split, Sum, beside, combined, ins, outs
 from keifu.nn.state import Handle
 from keifu.nn.step import Step
 
@@ -32,7 +32,7 @@ class MLP(Part):
         run = rank.near(self.hidden, "hidden units")
         return Split(
             part=replace(self, hidden=run[1] - run[0]),
-            cuts=rows("up", Cut(0, self.hidden, (run,))) | columns("down", self.hidden, run),
+            cuts=outs("up", Cut(0, self.hidden, (run,))) | ins("down", self.hidden, run),
             joins={"": Sum()},
             once=frozenset({"down.bias"}),
         )
@@ -69,7 +69,7 @@ class GatedMLP(Part):
         both = beside((self.hidden, run), (self.hidden, run))
         return Split(
             part=replace(self, hidden=run[1] - run[0]),
-            cuts=rows("gate_up", both) | columns("down", self.hidden, run),
+            cuts=outs("gate_up", both) | ins("down", self.hidden, run),
             joins={"": Sum()},
             once=frozenset({"down.bias"}),
         )

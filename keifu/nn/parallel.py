@@ -20,7 +20,7 @@ from keifu.nn.kernels.formats import Packed
 from keifu.nn.linear import Weight
 from keifu.nn.pair import PairModule
 from keifu.nn.part import Part, build
-from keifu.nn.split import Gather, Join, Rank, Rows, Split, Value, dense, taken
+from keifu.nn.split import Gather, Join, Rank, Rows, Split, Value, dense, share_of
 from keifu.nn.stack import StackModule
 
 
@@ -97,7 +97,7 @@ def parallelize(model: StackModule | PairModule, mesh: DeviceMesh) -> StackModul
         if isinstance(source, Weight) and source.weight is None:
             held["weight"] = source.pieces
         for leaf, values in held.items():
-            _hold(module, leaf, taken(values, prefix + leaf, split, first))
+            _hold(module, leaf, share_of(values, prefix + leaf, split, first))
     if isinstance(made, PairModule) and made.spec.tied:
         made.decoder.input.table = made.encoder.input.table
     attach(made, split, mesh)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields, is_dataclass, replace
+from copy import copy
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -31,12 +32,15 @@ class Position:
 
     def of_heads(self, first: int, count: int) -> Position:
         """The same for some of the heads; what is alike for all of them stays as it is."""
-        if not is_dataclass(self):
-            return self
-        inner = {f.name: getattr(self, f.name) for f in fields(self)}
-        changed = {n: v.of_heads(first, count) for n, v in inner.items() if isinstance(v, Position)}
-        same: Position = replace(self, **changed) if changed else self
-        return same
+        changed = {
+            name: value.of_heads(first, count)
+            for name, value in vars(self).items()
+            if isinstance(value, Position)
+        }
+        made = copy(self)
+        for name, value in changed.items():
+            object.__setattr__(made, name, value)
+        return made
 
 
 @dataclass(frozen=True)

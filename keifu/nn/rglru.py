@@ -21,8 +21,8 @@ from keifu.nn.block import scoped
 from keifu.nn.conv import ShortConv
 from keifu.nn.linear import Linear
 from keifu.nn.part import Initialised, Part, parameter
-from keifu.nn.split import Cut, Rank, Split, Sum, beside, columns, rows
 from keifu.nn.scan import linear_scan
+from keifu.nn.split import Cut, Rank, Split, Sum, beside, ins, outs
 from keifu.nn.state import Entry, Fixed, Handle
 from keifu.nn.step import Step
 
@@ -163,11 +163,11 @@ class GatedRecurrence(Part):
         each = self.inner // self.heads
         run = (start * each, stop * each)
         cut, gates = Cut(0, self.inner, (run,)), Cut(0, self.heads, (heads,))
-        cuts = rows("into", beside((self.inner, run), (self.inner, run))) | rows("conv", cut)
-        cuts |= {"lru.decay": cut} | rows("lru.input_gate", gates) | rows("lru.decay_gate", gates)
+        cuts = outs("into", beside((self.inner, run), (self.inner, run))) | outs("conv", cut)
+        cuts |= {"lru.decay": cut} | outs("lru.input_gate", gates) | outs("lru.decay_gate", gates)
         return Split(
             part=replace(self, inner=run[1] - run[0], heads=stop - start),
-            cuts=cuts | columns("down", self.inner, run),
+            cuts=cuts | ins("down", self.inner, run),
             joins={"": Sum()},
             once=frozenset({"down.bias"}),
         )

@@ -48,7 +48,9 @@ class Rank:
 
     def near(self, total: int, what: str) -> Run:
         """This rank's run where runs may differ; on the borders of packed blocks if they can be."""
-        unit = next(u for u in (256, 32, 1) if total % u == 0 and (total // u >= self.size or u < 2))
+        unit = next(
+            u for u in (256, 32, 1) if total % u == 0 and (total // u >= self.size or u < 2)
+        )
         count = total // unit
         if count < self.size:
             raise ConfigError(f"{total} {what} are too few for {self.size} processes")
@@ -160,12 +162,12 @@ def combined(part: Part, inner: Mapping[str, Split]) -> Split:
     return Split(part=part, cuts=cuts, joins=joins, once=once)
 
 
-def rows(name: str, cut: Cut) -> dict[str, Cut]:
+def outs(name: str, cut: Cut) -> dict[str, Cut]:
     """A projection cut by its outputs: its matrix and its bias."""
     return {f"{name}.weight": cut, f"{name}.bias": cut}
 
 
-def columns(name: str, total: int, run: Run) -> dict[str, Cut]:
+def ins(name: str, total: int, run: Run) -> dict[str, Cut]:
     """A projection cut by its inputs; its outputs are parts of a sum."""
     return {f"{name}.weight": Cut(1, total, (run,))}
 
@@ -179,8 +181,7 @@ def beside(*groups: tuple[int, Run]) -> Cut:
     return Cut(0, at, tuple(runs))
 
 
-
-def taken(values: Sequence[Value], name: str, split: Split, first: bool) -> list[Value]:
+def share_of(values: Sequence[Value], name: str, split: Split, first: bool) -> list[Value]:
     """What one process keeps of a parameter, whose values lie one under the other.
 
     Args:

@@ -17,9 +17,9 @@ from keifu.nn.activations import ACTIVATIONS
 from keifu.nn.block import scoped
 from keifu.nn.conv import ShortConv
 from keifu.nn.linear import Linear
-from keifu.nn.split import Cut, Rank, Split, Sum, beside, columns, rows
 from keifu.nn.part import Initialised, Part, parameter
 from keifu.nn.selective import Selection, selective, wide
+from keifu.nn.split import Cut, Rank, Split, Sum, beside, ins, outs
 from keifu.nn.state import Entry, Fixed, Handle
 from keifu.nn.step import Step
 
@@ -89,11 +89,11 @@ class Mamba(Part):
         """By channels; what dt, B and C are made of is a sum over all of them."""
         start, stop = run = rank.even(self.inner, "channels")
         cut = Cut(0, self.inner, (run,))
-        cuts = rows("into", beside((self.inner, run), (self.inner, run))) | rows("conv", cut)
-        cuts |= columns("select", self.inner, run) | rows("dt", cut) | {"log_a": cut, "d": cut}
+        cuts = outs("into", beside((self.inner, run), (self.inner, run))) | outs("conv", cut)
+        cuts |= ins("select", self.inner, run) | outs("dt", cut) | {"log_a": cut, "d": cut}
         return Split(
             part=replace(self, inner=stop - start),
-            cuts=cuts | columns("out", self.inner, run),
+            cuts=cuts | ins("out", self.inner, run),
             joins={"select": Sum(), "": Sum()},
             once=frozenset({"out.bias"}),
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +65,7 @@ class Stack(Part):
             # A head may read the input's table, so that one cannot be narrow without the other.
             if bool(shares["input"].cuts) != bool(shares["head"].cuts or shares["head"].joins):
                 shares |= {"input": Split(part=self.input), "head": Split(part=self.head)}
-        ends = {place: shares[place].part for place in ("input", "head") if place in shares}
+        ends: dict[str, Any] = {n: shares[n].part for n in ("input", "head") if n in shares}
         narrow = replace(self, blocks=tuple(b for b in blocks if isinstance(b, Block)), **ends)
         return combined(narrow, shares)
 

@@ -9,6 +9,7 @@ from starlette.exceptions import HTTPException
 
 from keifu.core.errors import ContextLengthError, KeifuError
 from keifu.inference.admission import STARVED, starved
+from keifu.inference.crew import Lost
 from keifu.inference.request import ParameterError
 from keifu.nn.pages import OutOfState
 
@@ -90,7 +91,7 @@ def translate(error: BaseException, request_id: str, path: str) -> ApiError:
         case ParameterError():
             name = "stop_token_ids" if error.parameter == "stop_ids" else error.parameter
             return bad(str(error).replace(error.parameter, name, 1), name)
-        case OutOfState():
+        case OutOfState() | Lost():
             return ApiError(503, str(error), code="overloaded", retry_after=1)
         case _ if starved(error):
             return ApiError(503, STARVED, code="overloaded", retry_after=1)
