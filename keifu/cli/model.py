@@ -41,6 +41,8 @@ class ModelOptions:
     """Let each head of an encoder-decoder read so many places of a source of any length"""
     speculate: str = "none"
     """Guess ahead: none, lookup, draft:MODEL, early-exit[:LAYERS]; same output up to rounding"""
+    tensor_parallel: int = 1
+    """Processes that share the model and its state, each with a part of every layer"""
     no_prefix_cache: bool = False
     """Read every text from its beginning, also what begins like an earlier one"""
     deterministic: bool = False
@@ -56,6 +58,7 @@ class ModelOptions:
             ("sinks", self.sinks, 0, 1024),
             ("retrieve", self.retrieve, 1, 2**24),
             ("threads", self.threads, 1, 1024),
+            ("tensor-parallel", self.tensor_parallel, 1, 64),
         ):
             if value is not None and not least <= value <= most:
                 raise KeifuError(f"--{name} {value} is not allowed: from {least} to {most}")
@@ -80,6 +83,7 @@ def load(options: ModelOptions, **more: Any) -> LM:
     """The model, ready to answer; `more` goes to `keifu.load`. Raises KeifuError."""
     import keifu.lm
 
+    follow(options.tensor_parallel)
     return keifu.lm.load(
         options.model,
         ctx=options.ctx,
@@ -91,10 +95,21 @@ def load(options: ModelOptions, **more: Any) -> LM:
         experts=None if options.experts == "resident" else options.experts,
         retrieve=options.retrieve,
         speculate=None if options.speculate == "none" else options.speculate,
+        tensor_parallel=None if options.tensor_parallel == 1 else options.tensor_parallel,
         prefixes=False if options.no_prefix_cache else None,
         deterministic=options.deterministic or None,
         **more,
     )
+
+
+def follow(processes: int) -> None:
+    """Where torchrun started this process, and not as the first: run with that one until it ends,
+    and leave."""
+    if processes > 1 and int(os.environ.get("RANK", "0")) > 0:
+        from keifu.lm.processes import join
+
+        join()
+        sys.exit(0)
 
 
 def warn(text: str) -> None:

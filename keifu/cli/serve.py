@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from keifu.cli.model import DEFAULT, REMOTE, ModelOptions
+from keifu.cli.model import DEFAULT, REMOTE, ModelOptions, follow
 from keifu.cli.options import Fields, Option
 from keifu.core.errors import KeifuError
 
@@ -51,6 +51,8 @@ class Offer:
     """Requests that may wait beyond those; one more is told to come again"""
     threads: int | None = field(default=None, metadata={"option": Option(min=1, max=1024)})
     """Threads to compute with"""
+    tensor_parallel: int = field(default=1, metadata={"option": Option(min=1, max=64)})
+    """Processes that share the model and its state, each with a part of every layer"""
     no_prefix_cache: bool = False
     """Read every text from its beginning, also what begins like an earlier one"""
     deterministic: bool = False
@@ -89,6 +91,7 @@ class Offer:
             threads=self.threads,
             max_memory=self.memory(),
             parallel=self.parallel,
+            tensor_parallel=None if self.tensor_parallel == 1 else self.tensor_parallel,
             prefixes=False if self.no_prefix_cache else None,
             deterministic=self.deterministic or None,
         )
@@ -147,6 +150,9 @@ def command(
     from keifu.server.run import greeting, listen, serve
     from keifu.server.settings import Limits
 
+    follow(offer.tensor_parallel)
+    if offer.tensor_parallel > 1 and offer.replicas > 1:
+        raise KeifuError("--replicas and --tensor-parallel do not go together yet: choose one")
     level = logging.INFO if verbose else logging.WARNING
     logging.basicConfig(stream=sys.stderr, level=level, format="keifu: %(message)s")
     logging.getLogger("uvicorn").setLevel(logging.WARNING)

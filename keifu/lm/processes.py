@@ -1,7 +1,7 @@
 """A model over several processes: how they start, find each other, and end.
 
-`start` makes the others itself, on this machine. Under `torchrun` they are there already, on as
-many machines as it was told of: the first one calls `start`, all others `join`.
+`lead` makes the others itself, on this machine. Under `torchrun` they are there already, on as
+many machines as it was told of: the first one calls `lead`, all others `join`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed import TCPStore
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.device_mesh import DeviceMesh
 
 from keifu.core import machine
@@ -34,11 +34,6 @@ if TYPE_CHECKING:
 
 PATIENCE = 300.0
 """Seconds without a word after which a process is given up; one that dies is noticed at once."""
-
-
-def is_follower() -> bool:
-    """Whether torchrun started this process, and not as the first."""
-    return int(os.environ.get("RANK", "0")) > 0 and "WORLD_SIZE" in os.environ
 
 
 def lead(opened: Opened, size: int) -> tuple[StackModule, Leader]:
