@@ -164,7 +164,7 @@ class Children(Others):
             child.join(1.0)
             if child.is_alive():
                 child.kill()
-                child.join()
+                child.join(5.0)
         with suppress(EOFError):
             return str(self._hear.recv()) if self._hear.poll() else "it was killed"
         return "it was killed"
@@ -204,6 +204,7 @@ def _child(rank: int, size: int, port: int, say: Any) -> None:
         os._exit(1)
     except BaseException as error:
         said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        say.send(f"process {rank}: {said}")
-        say.close()
+        with suppress(OSError):  # nobody hears: the first process is gone
+            say.send(f"process {rank}: {said}")
+            say.close()
         os._exit(1)
