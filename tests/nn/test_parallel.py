@@ -175,18 +175,26 @@ def test_packed_rows_stay_packed_where_the_cut_falls_between_blocks() -> None:
     assert torch.equal(torch.cat(within), whole[:, 30:90])
 
 
-def packed(mesh: DeviceMesh) -> float:
-    model = families["llama"].tiny()
-    model = replace(model, width=64, heads=2, kv_heads=2, head_width=32, hidden=128)
-    made = model.spec().build().initialise(seed=3, std=0.3).eval()
-    for module in made.modules():
-        if isinstance(module, Linear) and module.weight is not None:
-            module.pack([Packed.quantize(module.weight.detach(), "q8_0")])
+def packed(mesh: DeviceMesh) -> tuple[float, float]:
+    """How far shares of packed rows and the packed whole are from the decoded one."""
+    family = replace(
+        families["llama"].tiny(), width=64, heads=2, kv_heads=2, head_width=32, hidden=128
+    )
+    made = family.spec().build().initialise(seed=3, std=0.3).eval()
+    linears = [m for m in made.modules() if isinstance(m, Linear)]
+    for module in linears:
+        module.pack([Packed.quantize(module.dense(), "q8_0")])
     mine = parallelize(made, mesh)
     assert all(m.weight is None for m in mine.modules() if isinstance(m, Linear))
-    want = answered(made)
-    return ((answered(mine) - want).abs().max() / want.abs().max()).item()
+    found = answered(mine), answered(made)
+    for module in linears:
+        module.weight, module.pieces = torch.nn.Parameter(module.dense()), ()
+    exact = answered(made)
+    mine_off, whole_off = ((each - exact).abs().max().item() for each in found)
+    return mine_off, whole_off
 
 
 def test_packed_weights_over_two_processes() -> None:
-    assert max(together(2, packed)) < 1e-2  # products of packed rows round to bfloat16
+    """Products of packed rows round to bfloat16, of shares no more than of the whole."""
+    for mine, whole_off in together(2, packed):
+        assert mine < 1.5 * whole_off
