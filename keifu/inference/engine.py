@@ -97,9 +97,7 @@ class Engine:
         # Forks of one request (n, beams) take slots of their own beyond `parallel`.
         kept: dict[str, Any] = {"dtype": dtype, "device": device, "places": places}
         self.crew = crew
-        self.pool = crew.pool(
-            model.spec.entries(), budget=budget, slots=parallel + 64, **kept
-        )
+        self.pool = crew.pool(model.spec.entries(), budget=budget, slots=parallel + 64, **kept)
         self.context = min(context, self.pool.reach(CHUNK))
         self.source_context = min([source_context or 2**62, *self.pool.room().values()])
         self.source_vocab = source_vocab or tokenizer.vocab_size
