@@ -15,11 +15,10 @@ from torch import Tensor
 
 from keifu.core.errors import KeifuError
 from keifu.inference.radix import PrefixTree
-from keifu.inference.runner import Runner, TorchRunner
+from keifu.inference.runner import Feed, Runner, TorchRunner
 from keifu.nn.pages import OutOfState
 from keifu.nn.stack import StackModule
 from keifu.nn.state import RequestState, StatePool
-from keifu.nn.step import Step
 
 
 class Lost(KeifuError):
@@ -147,24 +146,18 @@ class ToldRunner(TorchRunner):
         super().__init__(model, pool)
         self._names, self._teller = pool.names, teller
 
-    def run(
-        self,
-        ids: list[int],
-        step: Step,
-        states: Sequence[RequestState],
-        select: Sequence[int],
-    ) -> Tensor:
+    def run(self, feed: Feed, select: Sequence[int]) -> Tensor:
         """`TorchRunner.run`, by all."""
         told = {
-            "ids": ids,
-            "states": [self._names[state] for state in states],
-            "lengths": step.lengths(),
-            "limits": list(step.limits),
-            "coarse": list(step.coarse),
+            "ids": list(feed.ids),
+            "states": [self._names[state] for state in feed.states],
+            "lengths": list(feed.lengths),
+            "limits": list(feed.limits),
+            "coarse": list(feed.coarse),
             "select": list(select),
         }
         with self._teller.step(told):
-            return super().run(ids, step, states, select)
+            return super().run(feed, select)
 
 
 class Echo:
