@@ -54,12 +54,12 @@ def broken(lm: LocalLM, when: str, error: Callable[[], Exception]) -> Iterator[l
     engine = lm.engine
     real, sizes = engine.runners[-1].run, list[int]()
 
-    def run(ids: list[int], step: Any, states: Any, select: Any) -> torch.Tensor:
-        logits = real(ids, step, states, select)
+    def run(feed: Any, select: Any) -> torch.Tensor:
+        logits = real(feed, select)
         for output in engine._queue.running:
-            mine = output.state in states and list(output.job.prompt) == BAD
+            mine = output.state in feed.states and list(output.job.prompt) == BAD
             if mine and (when == "prefill" or output.generated > 3):
-                sizes.append(len(states))
+                sizes.append(len(feed.states))
                 raise error()
         return logits
 
@@ -129,13 +129,13 @@ def test_26_who_finds_no_memory_beside_others_is_answered_after_them() -> None:
     lm.engine.call(lm.engine.prefixes.clear)
     real, refused = lm.engine.runners[-1].run, list[int]()
 
-    def run(ids: list[int], step: Any, states: Any, select: Any) -> torch.Tensor:
+    def run(feed: Any, select: Any) -> torch.Tensor:
         here = lm.engine._queue.running
-        mine = any(o.state in states and list(o.job.prompt) == BAD for o in here)
+        mine = any(o.state in feed.states and list(o.job.prompt) == BAD for o in here)
         if mine and len(here) > 1:
             refused.append(len(here))
             raise MemoryError
-        return real(ids, step, states, select)
+        return real(feed, select)
 
     lm.engine.runners[-1].run = run  # type: ignore[method-assign]
     others = [lm.complete_stream(p, **ASKED) for p in PROMPTS]
