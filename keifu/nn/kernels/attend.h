@@ -283,9 +283,9 @@ static bundle bundle_at(const kf_op *op, int number)
 
 /* The memory of slots [from, to), to the second cache: what reads them jumps from head to head, which
  * no hardware foresees, and the first cache has too few lines under way for so many. */
-INLINE void fetch(const uint8_t *const *slots, int from, int to, const bundle *b)
+INLINE void fetch(const uint8_t *const *slots, unsigned from, unsigned to, const bundle *b)
 {
-    for (int s = from; s < to; s++)
+    for (unsigned s = from; s < to; s++)
         for (size_t i = 0; i < b->bytes; i += 64) __builtin_prefetch(slots[s] + b->offset + i, 0, 2);
 }
 
@@ -297,10 +297,11 @@ static void walk(int values, int wide, const bundle *b, const chunk *parts, int 
     const uint8_t **slots = parts[0].slots;
     int whole = (count + LANES - 1) / LANES * LANES;
     for (int s = 0; s < count; s += LANES) {
+        int here = s + AHEAD < whole;
+        unsigned first = here ? s + AHEAD : s + AHEAD - whole, limit = here ? count : later;
         for (int i = 0; i < number; i++) {
-            int from = s + AHEAD + LANES * i / number, to = s + AHEAD + LANES * (i + 1) / number;
-            if (s + AHEAD < whole) fetch(slots, from, to < count ? to : count, b);
-            else fetch(after, from - whole, to - whole < later ? to - whole : later, b);
+            unsigned from = first + LANES * i / number, to = first + LANES * (i + 1) / number;
+            fetch(here ? slots : after, from, to < limit ? to : limit, b);
             walker_of(values, wide, parts[i].heads)(parts + i, s, count);
         }
     }
