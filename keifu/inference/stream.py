@@ -31,9 +31,15 @@ class Stream:
         self._wake: Callable[[], None] | None = None
         self.cancelled = False
         self._whole: Completion | None = None
+        self._patient = False
+        self._rest: list[Delta] = []
+        """What came since somebody waits for the whole: nobody is woken for it."""
 
     def put(self, delta: Delta) -> None:
         """Producer: hand over the next piece."""
+        if self._patient:
+            self._rest.append(delta)
+            return
         self._queue.put(delta)
         if self._wake:
             self._wake()
@@ -86,13 +92,15 @@ class Stream:
     def result(self) -> Completion:
         """Wait for the end and return the whole."""
         if self._whole is None:
-            self._whole = collect(list(self))
+            self._patient = True
+            self._whole = collect([*self, *self._rest])
         return self._whole
 
     async def aresult(self) -> Completion:
         """The same without blocking the event loop."""
         if self._whole is None:
-            self._whole = collect([delta async for delta in self])
+            self._patient = True
+            self._whole = collect([delta async for delta in self] + self._rest)
         return self._whole
 
 

@@ -36,3 +36,24 @@ def test_an_error_is_raised_to_whoever_comes() -> None:
     for _ in range(2):
         with pytest.raises(ValueError, match="broke"):
             stream.result()
+
+
+def test_the_whole_wakes_its_reader_once() -> None:
+    """What comes before and after somebody begins to wait for the whole stays in order."""
+    stream, woken = Stream(), []
+    stream.put(Delta(text="a"))
+
+    async def both() -> str:
+        waiting = asyncio.ensure_future(stream.aresult())
+        await asyncio.sleep(0)
+        wake = stream._wake
+        assert wake is not None
+        stream._wake = lambda: (woken.append(1), wake())
+        for text in "bcd":
+            stream.put(Delta(text=text))
+        stream.close()
+        return (await waiting).text
+
+    assert asyncio.run(both()) == "abcd"
+    assert woken == [1]
+    assert stream.result().text == "abcd"
