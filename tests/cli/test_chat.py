@@ -47,6 +47,7 @@ def test_json_is_one_object(scripted: Opened, capsys: Capture) -> None:
     assert found["schema_version"] == 1
     assert found["usage"] == {
         "prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5, "cached_tokens": 0,
+        "drafted_tokens": 0, "accepted_tokens": 0,
     }  # fmt: skip
     assert set(found["timings"]) >= {"load", "first_token", "prefill", "decode", "total"}
     assert scripted[0]["lm"].requests[0].options == {"max_tokens": 2, "temperature": 0.0}

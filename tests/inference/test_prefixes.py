@@ -159,9 +159,16 @@ class Noted(Stream):
 
 def served(requests: Sequence[tuple[str, Sampling]], parallel: int = 1) -> list[str]:
     """In which order one engine begins requests that all wait when it comes to them."""
-    engine, order, ready = engine_of(made("llama"), parallel=parallel), list[str](), Event()
-    holder = Thread(target=lambda: engine.call(ready.wait))
+    engine, order = engine_of(made("llama"), parallel=parallel), list[str]()
+    held, ready = Event(), Event()
+
+    def hold() -> None:
+        held.set()
+        ready.wait()
+
+    holder = Thread(target=lambda: engine.call(hold))
     holder.start()
+    held.wait()
     streams = [
         engine.submit([k % 90, 5, 6], how, stream=Noted(name, order))
         for k, (name, how) in enumerate(requests)

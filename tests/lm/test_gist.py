@@ -26,6 +26,7 @@ from keifu.lm.gist import compress, open_gist
 from keifu.lm.local import LocalLM
 from keifu.nn.masks import Causal, Gist
 from keifu.nn.part import build
+from keifu.nn.stack import StackModule
 from tests.families.parity import export, randomise
 
 PROMPT = " ".join(str(2 + (7 * i) % 90) for i in range(26))
@@ -36,6 +37,8 @@ SAID: dict[str, Any] = {"max_tokens": 8, "temperature": 0, "ignore_eos": True}
 def folder(where: Path, family: Any, seed: int = 0, token: str = "<GIST>") -> Path:
     """A checkpoint whose texts are numbers, and whose last token is the gist token."""
     made: Any = build(family.spec())
+    if isinstance(made, StackModule):
+        made.initialise(seed)
     randomise(made, seed)
     path = export(family, made, where, {"decoder_start_token_id": 0, "eos_token_id": 1})
     vocab = {str(i): i for i in range(95)} | {token: 95}

@@ -20,6 +20,8 @@ from keifu.nn.kernels.tiles import tile
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=native.why())
 PAGE = 16
+LONG = 45
+"""Tokens of a prompt: three parts of a dozen and more."""
 
 
 @pytest.fixture(params=native.features(), autouse=True)
@@ -305,19 +307,19 @@ def turn_for(entries: int, pairs: int) -> Turn:
 def test_any_batch_gives_the_same_bits(wiring: str, exact: bool) -> None:
     """A token alone = in a batch; a prompt whole = in parts = beside others; on any threads.
 
-    Rows of a prompt share their keys, which changes the order of a sum: they equal single rows
-    only closely.
+    Rows of a prompt, a dozen and more, share their keys, which changes the order of a sum: they
+    equal single rows only closely.
     """
-    tokens = torch.randint(0, 100, (2, 23)).tolist()
+    tokens = torch.randint(0, 100, (2, LONG)).tolist()
     logits = {}
     for plan in ("single", "pairs", "whole", "mixed"):
         native.set_threads(1 if plan == "single" else 2)
         state = [torch.zeros(8 * PAGE, 2, 16, dtype=torch.bfloat16) for _ in "kv"]
-        tape = Tape(23, exact=exact)
+        tape = Tape(LONG, exact=exact)
         out = block(tape, state, turn_for(64, 8), wiring)
         program = Program(tape)
         table = np.array([[5, 2, 3], [0, 7, 1]], dtype=np.int32)
-        got = torch.zeros(2, 23, 100)
+        got = torch.zeros(2, LONG, 100)
         for rows in steps(plan):
             owners, at = [r[0] for r in rows], [r[1] for r in rows]
             program.run(
@@ -341,12 +343,12 @@ def test_any_batch_gives_the_same_bits(wiring: str, exact: bool) -> None:
 def steps(plan: str) -> list[list[tuple[int, int]]]:
     """Rows (request, position) of each step."""
     if plan == "single":
-        return [[(o, p)] for o in range(2) for p in range(23)]
+        return [[(o, p)] for o in range(2) for p in range(LONG)]
     if plan == "whole":
-        return [[(o, p) for p in range(23)] for o in range(2)]
+        return [[(o, p) for p in range(LONG)] for o in range(2)]
     if plan == "pairs":
-        return [[(1, p), (0, p)] for p in range(23)]
-    bounds = [(0, 0, 7), (1, 0, 11), (0, 7, 18), (1, 11, 19), (0, 18, 23), (1, 19, 23)]
+        return [[(1, p), (0, p)] for p in range(LONG)]
+    bounds = [(0, 0, 12), (1, 0, 19), (0, 12, 29), (1, 19, 31), (0, 29, LONG), (1, 31, LONG)]
     parts = [[(o, p) for p in range(a, b)] for o, a, b in bounds]
     return [parts[0] + parts[1], parts[2] + parts[3], parts[4] + parts[5]]
 
