@@ -20,8 +20,7 @@ from keifu.nn.kernels.tiles import tile
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=native.why())
 PAGE = 16
-LONG = 45
-"""Tokens of a prompt: three parts of a dozen and more."""
+LONG = 45  # tokens of a prompt: three parts of a dozen and more
 
 
 @pytest.fixture(params=native.features(), autouse=True)
@@ -307,8 +306,7 @@ def turn_for(entries: int, pairs: int) -> Turn:
 def test_any_batch_gives_the_same_bits(wiring: str, exact: bool) -> None:
     """A token alone = in a batch; a prompt whole = in parts = beside others; on any threads.
 
-    Rows of a prompt, a dozen and more, share their keys, which changes the order of a sum: they
-    equal single rows only closely.
+    A dozen rows of a prompt share their keys, which changes the order of a sum: nearly equal.
     """
     tokens = torch.randint(0, 100, (2, LONG)).tolist()
     logits = {}
