@@ -13,6 +13,7 @@ from benchmarks import (
     constrain,
     embed,
     experts,
+    gpu,
     mamba,
     perplexity,
     prefix,
@@ -93,10 +94,11 @@ def main() -> None:
         "mamba": mamba.measure,
         "speculate": speculate.measure,
         "experts": experts.measure,
+        "gpu": gpu.measure,
         "prefix": prefix.measure,
         "soak": soak.measure,
     }
-    own = {"vectors", "embed", "experts", "mamba"}
+    own = {"vectors", "embed", "experts", "gpu", "mamba"}
     """Those that do not run the model that is asked for, but their own."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", help=f"which of {', '.join(every)}; none: all but soak")
@@ -119,7 +121,7 @@ def main() -> None:
         found = {"machine": described(), **every[name](path, **options)}
         shown = lines(name, {k: v for k, v in found.items() if name == "speed" or k not in HIDDEN})
         print(f"\n## {name}\n\n{shown}\n", flush=True)
-        if not given.dry:
+        if not (given.dry or "not comparable" in found):
             write(name, found, shown)
             if name == "soak":
                 soak.draw(found, RESULTS / "soak.png")

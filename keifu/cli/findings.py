@@ -126,8 +126,14 @@ def accelerators() -> Iterator[Fact]:
 
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
-            facts = torch.cuda.get_device_properties(index)
-            yield Fact(f"cuda:{index}", f"{facts.name}, {size(facts.total_memory)}")
+            facts, (left, _) = (
+                torch.cuda.get_device_properties(index),
+                torch.cuda.mem_get_info(index),
+            )
+            half = "bfloat16" if (facts.major, facts.minor) >= (8, 0) else "float32 is safer"
+            eight = ", fp8 products" if (facts.major, facts.minor) >= (8, 9) else ""
+            text = f"{facts.name}, {size(facts.total_memory)} ({size(left)} free), {half}{eight}"
+            yield from _recorded(f"cuda:{index}", text)
     elif torch.backends.mps.is_available():
         yield Fact("mps", "Apple GPU")
     elif Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists():
@@ -137,6 +143,15 @@ def accelerators() -> Iterator[Fact]:
         yield Fact("gpu", "unusable", "slow", why, remedy)
     else:
         yield Fact("gpu", "none: models run on the processor")
+
+
+def _recorded(name: str, text: str) -> Iterator[Fact]:
+    """A GPU, and whether its steps are compiled: torch does that with Triton."""
+    if _version("triton") or _version("pytorch-triton") or _version("triton-windows"):
+        yield Fact(name, f"{text}; steps are compiled and recorded")
+        return
+    why = "torch compiles for a GPU with Triton, which is not installed"
+    yield Fact(name, text, "slow", why, "pip install triton")
 
 
 def storage() -> Iterator[Fact]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from keifu.core.errors import KeifuError
 from keifu.inference.admission import Admission
 from keifu.inference.beam import Beams
-from keifu.inference.chunks import ALONE, CHUNK, Chunks
+from keifu.inference.chunks import ALONE, Chunks, chunk_of
 from keifu.inference.crew import Crew
 from keifu.inference.grammar import Grammars
 from keifu.inference.intake import Ask, Intake, check_ids
@@ -98,7 +98,7 @@ class Engine:
         kept: dict[str, Any] = {"dtype": dtype, "device": device, "places": places}
         self.crew = crew
         self.pool = crew.pool(model.spec.entries(), budget=budget, slots=parallel + 64, **kept)
-        self.context = min(context, self.pool.reach(CHUNK))
+        self.context = min(context, self.pool.reach(chunk_of(self.device)))
         self.source_context = min([source_context or 2**62, *self.pool.room().values()])
         self.source_vocab = source_vocab or tokenizer.vocab_size
         why = "attention over a source has no fast path yet" if self.pair else "not asked for"
@@ -107,7 +107,7 @@ class Engine:
         target = Target(self.model, tokenizer, self.pool, self.context, self._forward, ways)
         self.speculation = draft and Speculation(draft(target), self.pool, self.runners[0].free)
         self.deterministic, by = deterministic, ALONE if deterministic else None
-        self._chunks = Chunks(deterministic)
+        self._chunks = Chunks(deterministic, chunk_of(self.device))
         self.prefixes = Prefixes(model.spec, self.pool, by=by, on=prefixes, tree=crew.tree)
         self._queue = Admission(
             self.pool,

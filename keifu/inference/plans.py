@@ -1,4 +1,4 @@
-"""Plans: a stack's parts, known by value, lowered to a native tape.
+"""Plans: a stack's parts, known by value, lowered to a native tape (on a device: recorded).
 
 What a plan does not know (a part, a wiring, a weight format) leaves the whole model on the plain
 path, with the reason (`keifu doctor` shows it). Plan = plain is a contract test.
@@ -16,6 +16,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from keifu.core import machine
+from keifu.inference.device import DevicePlan
 from keifu.inference.lower_layers import attention, gated_mlp, mlp
 from keifu.inference.lower_recurrent import gated_recurrence, mamba, mamba2
 from keifu.inference.lowering import Lower, Lowering, Place, Unplanned, vector
@@ -198,8 +199,8 @@ class Plan:
             raise Unplanned(f"no native kernels: {native.why()}")
         if type(model.spec) is not Stack:
             raise Unplanned(f"a stack that is {type(model.spec).__name__}")
-        if pool.device.type != "cpu" or model.shared:
-            raise Unplanned("shared parts, or not on the processor")
+        if model.shared:
+            raise Unplanned("shared parts")
         self.pool, self.rows = pool, rows or _rows(model)
         work = Lowering(pool, Tape(self.rows), context)
         stack = _Stack(model, work)
@@ -286,7 +287,8 @@ def _slots(states: Sequence[RequestState]) -> Ints:
 
 def runners(model: StackModule, pool: StatePool, context: int) -> tuple[list[Runner], str]:
     """The fast runners that this model and this machine allow, and why there is none."""
+    made: type[Plan] | type[DevicePlan] = Plan if pool.device.type == "cpu" else DevicePlan
     try:
-        return [Plan(model, pool, context)], ""
+        return [made(model, pool, context)], ""
     except Unplanned as reason:
         return [], str(reason)

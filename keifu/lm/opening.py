@@ -18,18 +18,20 @@ from keifu.core import machine
 from keifu.core.errors import KeifuError, unknown
 from keifu.families._load import Checkpoint, build_model, open_checkpoint
 from keifu.families._sentence import is_sentence_folder, open_sentence
-from keifu.inference.chunks import CHUNK
+from keifu.inference.chunks import chunk_of
 from keifu.inference.crew import Crew
 from keifu.inference.encode import BATCH
 from keifu.inference.engine import Engine
 from keifu.inference.plans import runners
 from keifu.inference.rules import Rules
 from keifu.lm.base import LM
-from keifu.lm.fitting import check_room
+from keifu.lm.devices import placed
+from keifu.lm.fitting import check_room, free_bytes
 from keifu.lm.local import LocalLM
 from keifu.nn.characters import CharacterCNN
 from keifu.nn.gist import TOKEN, gisted
 from keifu.nn.kernels import native
+from keifu.nn.packing import KINDS, pack
 from keifu.nn.pair import Pair, PairModule
 from keifu.nn.part import Part
 from keifu.nn.retrieved import retrieving
@@ -69,6 +71,7 @@ class LocalOptions:
     sinks: int = 4
     """First tokens that stay visible beside a window."""
     device: str = "cpu"
+    """Where it runs; `load_local` takes the fastest that is there where none is named."""
     template: str | None = None
     """The name of a chat format, for checkpoints that carry none."""
     pooling: str | None = None
@@ -76,6 +79,8 @@ class LocalOptions:
     `keifu.nn.sentence.MODES` or several ("cls+mean")."""
     batch: int | None = None
     """Tokens that an encoder runs together."""
+    quantize: str = "none"
+    """Pack dense matrices in fewer bits once they are read: "none", "int8", "int4" or "fp8"."""
     experts: str = "resident"
     """Where experts' matrices are: "resident" in memory, or "mapped": in the file until used."""
     retrieve: int | None = None
@@ -153,9 +158,13 @@ class Opened:
         """Its weights, read; or one process's share of them."""
         options, spec = self.options, self.spec()
         precision = precision or options.precision
+        if options.quantize not in ("none", *KINDS):
+            raise unknown("kind of quantisation", options.quantize, ("none", *KINDS))
+        if options.quantize != "none" and precision == "exact":
+            raise KeifuError("precision='exact' keeps no packed weights: leave quantize out")
         if rank is None or rank.rank == 0:
             check_room(self, spec, precision)
-        return build_model(
+        model = build_model(
             self.checkpoint,
             spec=spec,
             precision=precision,
@@ -164,6 +173,9 @@ class Opened:
             allow_nonfinite=options.allow_nonfinite,
             rank=rank,
         )
+        if options.quantize != "none":
+            pack(model, options.quantize)
+        return model
 
     def tokenizer(self) -> Tokenizer:
         """Its tokenizer, with the chat format that was asked for."""
@@ -209,7 +221,7 @@ def load_local(ref: str, **given: Any) -> LM:
         ref: a path, a known name, or a hub id.
         given: fields of `LocalOptions`.
     """
-    options = _options(given)
+    options = _options({**given, "device": str(placed(given.get("device")))})
     checkpoint = open_checkpoint(ref, allow_pickle=options.allow_pickle)
     if "transcribe" in checkpoint.family.tasks:
         raise KeifuError(f"{checkpoint.family_name} models hear and do not read: keifu transcribe")
@@ -348,14 +360,15 @@ def _budget(
     entries, given = spec.entries(), options.max_memory
     fixed, token = state_bytes(entries, options.dtype)
     fixed *= options.parallel + 64
-    most, half = max(options.parallel, beams), machine.memory().available // 2
+    chunk = chunk_of(torch.device(options.device))
+    most, half = max(options.parallel, beams), free_bytes(options.device) // 2
     if options.retrieve is None:
-        needed = fixed + token * places(entries, context, CHUNK) * most
+        needed = fixed + token * places(entries, context, chunk) * most
         found = max(min(needed, half), fixed + token * _PAGE)
         return found if given is None else given, None
     own = [{n: e for n, e in use.items() if not isinstance(e, Memory)} for use in entries]
     written = state_bytes(own, options.dtype)[1]
-    needed = fixed + written * places(own, context, CHUNK) * most
+    needed = fixed + written * places(own, context, chunk) * most
     found = max(min(needed + (token - written) * SOURCE, half), needed)
     budget = found if given is None else given
     return budget, max((budget - needed) // (token - written), _PAGE)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 
+import torch
+
 from keifu.core.errors import KeifuError, unknown
 from keifu.families._load import open_checkpoint
-from keifu.inference.chunks import CHUNK
+from keifu.inference.chunks import chunk_of
 from keifu.inference.drafters import drafters
 from keifu.inference.speculation import Draft, Guide
 from keifu.lm.opening import LocalOptions, Opened
@@ -39,7 +41,8 @@ def guide(ref: str, options: LocalOptions, context: int) -> Guide:
     entries, room = model.spec.entries(), min(context, opened.context())
     fixed, token = state_bytes(entries, options.dtype)
     slots = options.parallel + 64
-    budget = fixed * slots + token * places(entries, room, CHUNK) * options.parallel
+    chunk = chunk_of(torch.device(options.device))
+    budget = fixed * slots + token * places(entries, room, chunk) * options.parallel
     pool = StatePool(
         entries, budget=budget, slots=slots, dtype=options.dtype, device=options.device
     )

@@ -35,7 +35,8 @@ def attend(
 
     Args:
         q: (rows, n, heads, width); k, v: (rows, m, groups, width), heads a multiple of groups.
-        query_positions: (n,), key_positions: (m,), both rising.
+        query_positions: (n,), key_positions: (m,), both rising; or (rows, n) and (rows, m), each
+            row's own, where keys at positions beyond the query's are none at all.
         landmarks: of the rows, which have them in common.
         softcap: scores become softcap * tanh(scores / softcap) before the mask (Gemma 2).
 
@@ -49,39 +50,51 @@ def attend(
     q = q.unflatten(2, (groups, heads // groups)).permute(0, 2, 3, 1, 4)
     k = k.transpose(1, 2).unsqueeze(2)
     v = v.transpose(1, 2).unsqueeze(2)
-    if n == 1 and bias is None and _sees_all(mask, query_positions, key_positions, landmarks):
-        out = _decode_one(q, k, v, scale, softcap)
-        return out.permute(0, 3, 1, 2, 4).flatten(2, 3)
-    blocks = []
-    for start in range(0, n, BLOCK):
-        stop = min(start + BLOCK, n)
-        at = query_positions[start:stop]
-        triangle = n == m == stop - start and isinstance(mask, Causal)
+    if n == 1 and bias is None:
+        seen = _seen(mask, query_positions, key_positions, landmarks)
+        if seen is None or seen.dim() == 3:
+            out = _decode_one(q, k, v, scale, softcap, seen)
+            return out.permute(0, 3, 1, 2, 4).flatten(2, 3)
+    blocks, alone = [], query_positions.dim() == 1
+    causal = n == m and isinstance(mask, Causal) and alone and softcap is None and bias is None
+    size = n if causal else BLOCK
+    for start in range(0, n, size):
+        stop = min(start + size, n)
+        at = query_positions[..., start:stop]
         visible = None
-        if not isinstance(mask, Full) and not (triangle and softcap is None and bias is None):
-            visible = mask.allowed(at[:, None], key_positions[None, :], landmarks)
+        if not isinstance(mask, Full) and not causal:
+            visible = mask.allowed(at[..., :, None], key_positions[..., None, :], landmarks)
+            visible = visible if visible.dim() == 2 else visible[:, None, None]
         added = bias(at, key_positions) if bias is not None else None
         part = q[:, :, :, start:stop]
-        causal = visible is None and triangle
         blocks.append(_block(part, k, v, visible, added, causal, scale, softcap))
     out = blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=3)
     return out.permute(0, 3, 1, 2, 4).flatten(2, 3).reshape(rows, n, heads, v.shape[-1])
 
 
-def _sees_all(mask: Mask, query: Tensor, key: Tensor, landmarks: Landmarks) -> bool:
-    """Whether the one query sees every key, told without reading tensors where possible."""
-    if isinstance(mask, Full | Causal):
-        return True
-    return bool(mask.allowed(query[:, None], key[None, :], landmarks).all())
+def _seen(mask: Mask, query: Tensor, key: Tensor, landmarks: Landmarks) -> Tensor | None:
+    """Which keys one query a row sees: (rows, 1, m) or (1, m); None: all, told without reading
+    tensors where possible."""
+    own = query.dim() == 2
+    if isinstance(mask, Full | Causal) and not own:
+        return None
+    seen = mask.allowed(query[..., :, None], key[..., None, :], landmarks)
+    return seen if own or not bool(seen.all()) else None
 
 
-def _decode_one(q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float | None) -> Tensor:
-    """One query a row that sees every key: a group's heads become the queries of one product."""
-    q = q.squeeze(3)
+def _decode_one(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float | None, seen: Tensor | None
+) -> Tensor:
+    """One query a row: a group's heads become the queries of one product. seen: (rows, 1, m)."""
+    q, visible = q.squeeze(3), None if seen is None else seen[:, None]
     if softcap is None:
-        out = F.scaled_dot_product_attention(q, k.squeeze(2), v.squeeze(2), scale=scale)
+        out = F.scaled_dot_product_attention(
+            q, k.squeeze(2), v.squeeze(2), attn_mask=visible, scale=scale
+        )
     else:
         scores = softcap * torch.tanh(q @ k.squeeze(2).transpose(-1, -2) * scale / softcap)
+        if visible is not None:
+            scores = scores.masked_fill(~visible, float("-inf"))
         out = scores.float().softmax(-1).to(v.dtype) @ v.squeeze(2)
     return out.unsqueeze(3)
 
@@ -96,7 +109,8 @@ def _block(
     scale: float,
     softcap: float | None,
 ) -> Tensor:
-    """One block: q (rows, groups, share, n, width), k and v (rows, groups, 1, m, width)."""
+    """One block: q (rows, groups, share, n, width), k and v (rows, groups, 1, m, width); visible
+    (n, m) or (rows, 1, 1, n, m)."""
     rows, groups, share, n, width = q.shape
     if added is not None:
         added = added.unflatten(-3, (groups, share)).to(q.dtype)
@@ -112,6 +126,8 @@ def _block(
     k4 = k.expand(-1, -1, share, -1, -1).flatten(0, 1)
     v4 = v.expand(-1, -1, share, -1, -1).flatten(0, 1)
     bias = visible
+    if bias is not None and bias.dim() > 2:
+        bias = bias.expand(-1, groups, -1, -1, -1).flatten(0, 1)
     if added is not None:
         bias = added if visible is None else added.masked_fill(~visible, float("-inf"))
         bias = bias.expand(rows, -1, -1, -1, -1).flatten(0, 1)

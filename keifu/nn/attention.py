@@ -133,15 +133,17 @@ class _Attention(nn.Module):
         state.append("k", k)
         state.append("v", v)
         outs = []
-        for row in range(step.rows):
-            at = step.span(row)
-            where = step.positions[at]
-            keys, held = state.read("k", row)
-            values, _ = state.read("v", row)
-            queries = q[at].to(keys.dtype)
-            batch = (queries[None], keys[None], values[None])
-            outs.append(self._attend(*batch, where, held, bias, step.marks(row))[0].flatten(1))
-        return torch.cat(outs)
+        for view in state.views("k", "v"):
+            at = slice(step.offsets[view.rows.start], step.offsets[view.rows.stop])
+            keys, values = view.values
+            queries, where = (
+                t[at].unflatten(0, (len(view.rows), -1)) for t in (q.to(keys.dtype), step.positions)
+            )
+            where = where if view.positions.dim() == 2 else where[0]
+            marks = step.marks(view.rows.start)
+            out = self._attend(queries, keys, values, where, view.positions, bias, marks)
+            outs.append(out.flatten(0, 1).flatten(1))
+        return outs[0] if len(outs) == 1 else torch.cat(outs)
 
     def _over_lengths(
         self, q: Tensor, k: Tensor, v: Tensor, step: Step, bias: Bias | None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
+from keifu.nn.handles import View
 from keifu.nn.part import Part
 from keifu.nn.split import Rank, Split, combined
 from keifu.nn.state import Entry, Handle
@@ -69,6 +70,9 @@ class _Scoped:
 
     def read(self, name: str, row: int) -> tuple[Tensor, Tensor]:
         return self._handle.read(f"{self._branch}.{name}", row)
+
+    def views(self, *names: str) -> Iterable[View]:
+        return self._handle.views(*(f"{self._branch}.{name}" for name in names))
 
     def get(self, name: str) -> Tensor:
         return self._handle.get(f"{self._branch}.{name}")

@@ -70,6 +70,10 @@ def _filtered(
 ) -> tuple[Tensor, Tensor]:
     """The same in PyTorch: one convolution over all rows, each behind its tail."""
     lengths, before = step.lengths(), tails.shape[1]
+    if all(n == 1 for n in lengths):
+        line = torch.cat([tails, x[:, None]], dim=1)
+        y = (line * weight.T).sum(1)
+        return y if bias is None else y + bias, line[:, 1:]
     line = torch.cat([t for pair in zip(tails, x.split(lengths), strict=True) for t in pair])
     y = F.conv1d(line.T[None], weight[:, None], bias, groups=weight.shape[0])[0].T
     # What crosses rows is not taken.

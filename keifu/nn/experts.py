@@ -23,7 +23,7 @@ from keifu.nn.routers import Routed, Router, TopK
 from keifu.nn.split import Cut, Rank, Split, Sum, combined
 from keifu.nn.stacked import Stacked
 from keifu.nn.state import Entry, Fixed, Handle
-from keifu.nn.step import Step, ignore
+from keifu.nn.step import Step, ignore, readable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +150,15 @@ class _Bank(nn.Module):
             hidden = self.act(self.gate.grouped(x, sizes)) * hidden
         return self.down.grouped(hidden, sizes)
 
+    def each_by(self, x: Tensor, expert: Tensor | None) -> Tensor:
+        """The same in shapes that do not depend on who was chosen: see `Stacked.each_by`."""
+        hidden = self.up.each_by(x, expert)
+        if self.gate is None:
+            hidden = self.act(hidden)
+        else:
+            hidden = self.act(self.gate.each_by(x, expert)) * hidden
+        return self.down.each_by(hidden, expert)
+
 
 class _Experts(nn.Module):
     def __init__(self, spec: Experts) -> None:
@@ -177,6 +186,8 @@ class _Experts(nn.Module):
     def _mixed(self, x: Tensor, routed: Routed, kept: Tensor | None) -> Tensor:
         """Choices sorted by expert, one product a matrix of each used expert."""
         token, expert, weight = routed.token, routed.expert, routed.weight
+        if kept is None and not readable(x):
+            return self._any(x, routed)
         if kept is not None:
             token, expert, weight = token[kept], expert[kept], weight[kept]
         y = torch.zeros_like(x)
@@ -187,6 +198,21 @@ class _Experts(nn.Module):
         sizes = torch.bincount(expert, minlength=self.spec.count).tolist()
         outs = self.experts(x[token], sizes)
         return y.index_add(0, token, outs * weight[order, None].to(outs.dtype))
+
+    def _any(self, x: Tensor, routed: Routed) -> Tensor:
+        """The same, whoever is chosen: the matrices of each choice while those are few, else every
+        expert over every token. A token's choices lie one after another."""
+        choices, shape = routed.token.shape[0], (x.shape[0], -1)
+        weight, expert = routed.weight.to(x.dtype), routed.expert
+        if choices < self.spec.count:
+            outs = self.experts.each_by(x[routed.token], expert)
+            summed: Tensor = (outs * weight[:, None]).unflatten(0, shape).sum(1)
+            return summed
+        gates = x.new_zeros(x.shape[0], self.spec.count)
+        gates = gates.scatter(1, expert.view(shape), weight.view(shape))
+        every = self.experts.each_by(x[None], None)
+        mixed: Tensor = (every * gates.T[..., None]).sum(0)
+        return mixed
 
     def _kept(self, routed: Routed, step: Step, state: Handle | None) -> Tensor | None:
         """Which choices find room, in their order; None: all do."""

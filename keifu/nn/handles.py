@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from keifu.nn.state import RequestState, StatePool
+    from keifu.nn.state import Handle, RequestState, StatePool
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class View:
+    """What consecutive rows of a step with as many tokens each hold of some entries."""
+
+    rows: range
+    values: tuple[Tensor, ...]
+    """(rows, m, *shape) of each entry."""
+    positions: Tensor
+    """(m,), or (rows, m), each row's own, with positions beyond its last one where nothing is."""
+
+
+def alone(handle: Handle, rows: int, names: Sequence[str]) -> Iterator[View]:
+    """The views of a handle that reads each row by itself."""
+    for row in range(rows):
+        found = [handle.read(name, row) for name in names]
+        values = tuple(value[None] for value, _ in found)
+        yield View(rows=range(row, row + 1), values=values, positions=found[0][1])
 
 
 class UseHandle:
@@ -36,6 +56,10 @@ class UseHandle:
         end = state.length + self._lengths[row]
         group = self._pool.groups[index]
         return group.read(self._use, name, state.tables[index], state.length, end)
+
+    def views(self, *names: str) -> Iterator[View]:
+        """Row by row: what each holds is as long as itself."""
+        return alone(self, len(self._states), names)
 
     def get(self, name: str) -> Tensor:
         """(R, *shape) from the rows' slots."""

@@ -24,7 +24,7 @@ from keifu.nn.norms import BatchNorm
 from keifu.nn.part import Part, parameter
 from keifu.nn.product_keys import top_pairs
 from keifu.nn.state import Handle
-from keifu.nn.step import Step, ignore
+from keifu.nn.step import Step, ignore, readable
 
 Gate = Literal["softmax", "sigmoid"]
 GATES = get_args(Gate)
@@ -130,7 +130,7 @@ class _PEER(nn.Module):
         halves = query.unflatten(-1, (self.spec.heads, 2, -1))
         first, second = torch.einsum("thpd,pnd->pthn", halves, self.sub_keys.to(wide.dtype))
         best, chosen = top_pairs(first, second, self.spec.top)
-        if x.device.type != "meta" and not bool(torch.isfinite(best).all()):
+        if readable(x) and not bool(torch.isfinite(best).all()):
             raise KeifuError(
                 "the scores of PEER's keys are not finite: the weights are damaged or training "
                 "has diverged (lower the learning rate, or resume from an earlier checkpoint)"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from keifu.core.errors import KeifuError
 from keifu.nn.attend import Bias
 from keifu.nn.part import Part, parameter
-from keifu.nn.step import Step
+from keifu.nn.step import Step, readable
 
 
 class Position:
@@ -118,7 +118,8 @@ class Alibi(Position):
         slopes: Tensor = step.term(self, lambda: self.slopes().to(step.device))
 
         def added(query: Tensor, key: Tensor) -> Tensor:
-            out: Tensor = slopes[:, None, None] * (key[None, :] - query[:, None])
+            ahead = key[..., None, :] - query[..., :, None]
+            out: Tensor = slopes[:, None, None] * ahead[..., None, :, :]
             return out
 
         return added
@@ -147,8 +148,8 @@ class CoarseAlibi(Position):
         )
 
         def added(query: Tensor, key: Tensor) -> Tensor:
-            row = (slopes[:, None] * key.to(torch.bfloat16)).float() * self.scale
-            return row[:, None, :].expand(-1, query.shape[0], -1)
+            row = (slopes[:, None] * key.to(torch.bfloat16)[..., None, :]).float() * self.scale
+            return row[..., None, :].expand(*row.shape[:-1], query.shape[-1], -1)
 
         return added
 
@@ -259,7 +260,7 @@ class _Learned(nn.Module):
     def forward(self, positions: Tensor) -> Tensor:
         """positions (tokens,) -> (tokens, width). Raises KeifuError beyond the last one learnt."""
         length = self.spec.length
-        if positions.numel() and not positions.is_meta and (most := int(positions.max())) >= length:
+        if positions.numel() and readable(positions) and (most := int(positions.max())) >= length:
             raise KeifuError(
                 f"a text of {most + 1} tokens is longer than the {length} positions that the model "
                 "has learnt: shorten it"

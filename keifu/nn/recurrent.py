@@ -64,6 +64,8 @@ def walk(cell: Cell, x: Tensor, lengths: Sequence[int], carry: Carry) -> tuple[T
     Returns:
         Outputs (tokens, ...) and the carry after each row's last moment.
     """
+    if all(n == 1 for n in lengths):
+        return cell(x, carry)
     packing = Packing(lengths, x.device)
     x, carry = packing.pack(x, carry)
     outs: list[Tensor] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import torch
@@ -179,7 +180,12 @@ class Rotary(Position):
 
     def tables(self, step: Step) -> tuple[Tensor, Tensor]:
         """cos and sin, (tokens, width / 2) float32, computed once a step."""
-        return step.term(("rotary", self.width, self.base, self.scaling), lambda: self._make(step))
+        return step.term(self.key, lambda: self._make(step))
+
+    @property
+    def key(self) -> Hashable:
+        """What the tables follow from: the name of the step's term."""
+        return ("rotary", self.width, self.base, self.scaling)
 
     def _make(self, step: Step) -> tuple[Tensor, Tensor]:
         if self.scaling.by_length and len(set(step.limits)) > 1:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from keifu.core.errors import ConfigError, KeifuError, unknown
 from keifu.nn.linear import Linear
-from keifu.nn.step import Step
+from keifu.nn.step import Step, readable
 
 GATES = ("softmax", "sigmoid")
 
@@ -179,7 +179,7 @@ class Scorer(Linear):
             KeifuError: a score is NaN or infinite.
         """
         scores = super().forward(x)
-        if scores.device.type != "meta" and not bool(torch.isfinite(scores).all()):
+        if readable(scores) and not bool(torch.isfinite(scores).all()):
             raise KeifuError(
                 "an expert router's scores are not finite: the weights are damaged or training "
                 "has diverged (lower the learning rate, or resume from an earlier checkpoint)"

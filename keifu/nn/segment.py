@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from keifu.nn.handles import View, alone
 from keifu.nn.state import Handle
 from keifu.nn.step import Step
 
@@ -137,6 +138,10 @@ class Within:
         end = self._past[row] + at.stop - at.start
         values = self._buffers[name][self._rows[row], :end]
         return values, torch.arange(end, device=values.device)
+
+    def views(self, *names: str) -> Iterator[View]:
+        """Row by row."""
+        return alone(self, len(self._rows), names)
 
     def get(self, name: str) -> Tensor:
         """A fixed entry of the wave's rows, zero where a segment begins."""

@@ -69,6 +69,37 @@ class Stacked(Weight):
         parts = enumerate(x.split(list(sizes)))
         return torch.cat([self(expert, part) for expert, part in parts if part.shape[0]])
 
+    def each_by(self, x: Tensor, expert: Tensor | None) -> Tensor:
+        """Products whose shapes do not depend on who was chosen, so that they can be recorded.
+
+        Args:
+            x: (choices, inputs), and expert: (choices,) which one each goes through; or expert
+                None and x (count or 1, tokens, inputs): every expert over its own tokens.
+
+        Returns:
+            (choices, outputs), or (count, tokens, outputs).
+        """
+        whole = self._stack(x.dtype, expert)
+        if expert is None:
+            y = x @ whole.transpose(1, 2)
+            return y if self.bias is None else y + self.bias[:, None].to(y.dtype)
+        y = (whole @ x[..., None]).squeeze(-1)
+        return y if self.bias is None else y + self.bias[expert].to(y.dtype)
+
+    def _stack(self, dtype: torch.dtype, expert: Tensor | None) -> Tensor:
+        """(count, outputs, inputs), or the matrices of some experts (choices, outputs, inputs)."""
+        if self.weight is not None:
+            dense = self.weight.view(self.count, self.each, self.inputs)
+            return (dense if expert is None else dense[expert]).to(dtype)
+        (piece,) = self.pieces
+        data = piece.data.view(self.count, self.each, -1)
+        return piece.format.dequantize(data if expert is None else data[expert], dtype)
+
+    @property
+    def whole(self) -> bool:
+        """Whether one tensor holds all experts."""
+        return self.weight is not None or len(self.pieces) == 1
+
     def _together(self, x: Tensor, sizes: Sequence[int]) -> bool:
         """Whether one call does it: its kernel wants dense rows of whole 16 bytes, no float64."""
         if self.weight is None or self.bias is not None:

@@ -9,7 +9,7 @@ and `restore`; a mixer sees a `Handle`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from keifu.core.errors import KeifuError
-from keifu.nn.handles import UseHandle
+from keifu.nn.handles import UseHandle, View
 from keifu.nn.memory import Held, MemoryGroup
 from keifu.nn.pages import OutOfState, PageGroup, PageTable, most_held
 
@@ -112,6 +112,9 @@ class Handle(Protocol):
 
     def read(self, name: str, row: int) -> tuple[Tensor, Tensor]:
         """What a row holds: values (m, *shape) and their positions (m,), oldest first."""
+
+    def views(self, *names: str) -> Iterable[View]:
+        """What all rows hold of some entries that are kept alike, rows that read alike together."""
 
     def get(self, name: str) -> Tensor:
         """A fixed entry of all rows: (R, *shape)."""

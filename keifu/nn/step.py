@@ -86,6 +86,20 @@ class Step:
         found: T = self._terms[key]
         return found
 
+    def known(self) -> Mapping[Hashable, object]:
+        """The terms so far."""
+        return self._terms
+
+    def know(self, key: Hashable, value: object) -> None:
+        """Give a term that is known already."""
+        self._terms[key] = value
+
+
+def readable(x: Tensor) -> bool:
+    """Whether values of x may decide what runs: not those of "meta", nor while a step is compiled
+    or recorded, which has to hold for all values."""
+    return not (x.is_meta or torch.compiler.is_compiling())
+
 
 def fresh_step(
     lengths: list[int],

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 import keifu
+from keifu.inference.chunks import Chunks
 from keifu.inference.engine import Engine
 from keifu.inference.plans import runners
 from keifu.inference.request import Completion, Sampling
+from keifu.lm.local import LocalLM
 from tests.inference.test_engine import byte_tokenizer
 from tests.inference.test_prefixes import made
 
@@ -100,9 +102,10 @@ def test_the_default_model_to_the_last_bit(smollm2: Path) -> None:
 CLEAR = 0.1
 
 
-def test_the_default_model_by_default(smollm2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_model_by_default(smollm2: Path) -> None:
     """Equal tokens up to the first whose two best are nearer than 0.1 to each other."""
     lm = keifu.load(str(smollm2), ctx=256)
+    assert isinstance(lm, LocalLM)
     text = "Once upon a time, in a village by the sea, there lived an old woman who " * 5
     asked: dict[str, Any] = {"max_tokens": 12, "temperature": 0.0, "logprobs": 2}
     alone = lm.complete(text, **asked)
@@ -112,7 +115,7 @@ def test_the_default_model_by_default(smollm2: Path, monkeypatch: pytest.MonkeyP
     assert found[0].usage.cached_tokens == found[0].usage.prompt_tokens - 1
     for stream in others:
         stream.result()
-    monkeypatch.setattr("keifu.inference.engine.CHUNK", 24)
+    lm.engine._chunks = Chunks(deterministic=False, most=24)
     found.append(lm.complete(text, cache_salt="in chunks", **asked))
     assert found[-1].usage.cached_tokens == 0
     lm.close()

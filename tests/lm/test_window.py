@@ -13,7 +13,7 @@ import keifu
 from keifu.core.errors import KeifuError
 from keifu.families import families
 from keifu.families._load import load_model
-from keifu.inference.engine import CHUNK
+from keifu.inference.chunks import CHUNK
 from keifu.lm.local import LocalLM
 from keifu.lm.opening import ENDLESS
 from keifu.nn.kernels import native

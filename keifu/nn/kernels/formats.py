@@ -86,6 +86,8 @@ class Format:
 
 def _chunked(function: Blocks, blocks: Tensor, width: int, dtype: torch.dtype) -> Tensor:
     """function over rows of `blocks`, some at a time, into a new (rows, width)."""
+    if torch.compiler.is_compiling():  # which joins them to what reads the values
+        return function(blocks).to(dtype)
     out = torch.empty(len(blocks), width, dtype=dtype, device=blocks.device)
     rows = CHUNK // max(width, blocks.shape[1])
     for start in range(0, len(blocks), rows):

@@ -1,7 +1,9 @@
 """Products with dense and packed weights in PyTorch: one matrix product for many tokens.
 
 A packed weight is expanded for the moment of the product, by native kernels where it is tiled for
-them. Steps of few tokens do not come here: they run on a tape (`inference.plans`).
+them. On the processor, steps of few tokens do not come here: they run on a tape
+(`inference.plans`). On a device they are compiled (`inference.device`), where decoding is part of
+the product's own loop.
 """
 
 from __future__ import annotations
@@ -12,8 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from keifu.nn.kernels import scans, tiles
+from keifu.nn.kernels import formats_rows, scans, tiles
 from keifu.nn.kernels.formats import Packed
+
+FEW = 2
+"""Tokens whose products with packed weights are sums that decode what they read; for more, the
+matrix is decoded once and goes through the matrix units."""
 
 
 def decode(pieces: Sequence[Packed], tiled: Sequence[tiles.Tiled], dtype: torch.dtype) -> Tensor:
@@ -56,4 +62,15 @@ def _rounded(x: Tensor, weight: Tensor) -> Tensor:
 
 def packed(x: Tensor, pieces: Sequence[Packed], tiled: Sequence[tiles.Tiled]) -> Tensor:
     """x (..., inputs) @ the pieces' rows.T with bf16 products, returned in x's dtype."""
+    if all(p.format is formats_rows.FP8 for p in pieces) and formats_rows.units(x.device):
+        found = [formats_rows.products(x.flatten(0, -2), p.data) for p in pieces]
+        whole: Tensor = torch.cat(found, -1).view(*x.shape[:-1], -1)
+        return whole.to(x.dtype)
+    if torch.compiler.is_compiling() and x.dim() == 2 and x.shape[0] <= FEW:
+        return torch.cat([_fused(x, p) for p in pieces], -1)
     return dense(x, decode(pieces, tiled, torch.bfloat16))
+
+
+def _fused(x: Tensor, piece: Packed) -> Tensor:
+    """x (tokens, inputs) @ rows.T as one sum over decoded values, which a compiler never stores."""
+    return (x.float()[:, None] * piece.dequantize(torch.float32)).sum(-1).to(x.dtype)

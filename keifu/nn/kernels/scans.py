@@ -82,10 +82,12 @@ def features() -> tuple[str, ...]:
 
 
 def takes(*tensors: Tensor | None) -> bool:
-    """Whether the kernels take such tensors: float32 on the CPU, of which no gradient is asked."""
+    """Whether the kernels take such tensors: float32 on the CPU, of which no gradient is asked,
+    and which are there (not while torch compiles)."""
     given = [t for t in tensors if t is not None]
     return (
-        available()
+        not torch.compiler.is_compiling()
+        and available()
         and not (torch.is_grad_enabled() and any(t.requires_grad for t in given))
         and all(t.dtype == torch.float32 and t.device.type == "cpu" for t in given)
         and given[0].shape[0] > 0
@@ -177,6 +179,7 @@ def multiplies(x: Tensor, weight: Tensor | None) -> bool:
     """Whether a product of few tokens with a bfloat16 matrix reads it faster here than in torch."""
     return (
         weight is not None
+        and not torch.compiler.is_compiling()
         and weight.dtype == torch.bfloat16
         and weight.is_contiguous()
         and weight.shape[1] % LANES == 0
