@@ -2,10 +2,10 @@
 
 An output chooses every token itself, from the model's logits, with its own draws: a guess that
 is the token it chose saves a step, any other is taken back (Stern et al. 2018, section 3). So an
-output is, draw for draw, what it is without speculation, whatever the sampling settings and the
-constraints are, however many guesses there are and whoever made them, as far as a step of several
-tokens gives the logits of steps of one: a plan gives their very bits, PyTorch rounds otherwise. A
-drafter that draws
+output is, draw for draw, what it is without speculation, whatever the sampling settings are,
+however many guesses there are and whoever made them, as far as a step of several tokens gives the
+logits of steps of one: a plan gives their very bits, PyTorch rounds otherwise. Under a constraint
+that holds for greedy outputs; drawn ones are valid, but not the same draws. A drafter that draws
 uses the draws that the output will make at the same places (Daliri et al. 2024, section 3);
 accepting with probability min(1, p/q) (Leviathan et al. 2023) would let outputs depend on the
 drafter.
