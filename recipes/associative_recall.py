@@ -72,7 +72,7 @@ def train(taps: int | None = None, steps: int = 1500) -> StackModule:
         schedule=Cosine(total=steps),
         options=TrainOptions(steps=steps, clip=1.0, progress=__name__ == "__main__"),
     )
-    trainer.fit(lambda epoch: [rows(32, seed=epoch)])
+    trainer.fit(lambda number: rows(32, seed=number))
     return model
 
 

@@ -50,7 +50,7 @@ def accuracy(name: str, steps: int = 600, hidden: int = 64) -> float:
         optimization=Adam(lr=3e-3),
         options=TrainOptions(steps=steps, clip=1.0, progress=__name__ == "__main__"),
     )
-    trainer.fit(lambda epoch: [rows(32, seed=epoch)])
+    trainer.fit(lambda number: rows(32, seed=number))
     return evaluate(model, CausalLM(), [rows(256, seed=10**6)])[1]["accuracy"]
 
 

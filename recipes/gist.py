@@ -76,7 +76,7 @@ def trained(mask: Gist | None, steps: int = 200) -> StackModule:
         optimization=Adam(lr=3e-3),
         options=TrainOptions(steps=steps, clip=1.0, progress=__name__ == "__main__"),
     )
-    trainer.fit(lambda epoch: [batch(48, seed=epoch)])
+    trainer.fit(lambda number: batch(48, seed=number))
     return model
 
 

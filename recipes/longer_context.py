@@ -76,7 +76,7 @@ def trained(model: StackModule, length: int, steps: int, batch: int, lr: float) 
         optimization=Adam(lr=lr),
         schedule=Cosine(total=steps),
         options=TrainOptions(steps=steps, clip=1.0, progress=__name__ == "__main__"),
-    ).fit(lambda epoch: [rows(batch, length, seed=epoch)])
+    ).fit(lambda number: rows(batch, length, seed=number))
     return model
 
 

@@ -21,7 +21,7 @@ from keifu.nn.losses import IGNORE
 from keifu.nn.part import count
 from keifu.nn.peer import PEER
 from keifu.nn.stack import StackModule
-from keifu.training import Sequences, Trainer, evaluate
+from keifu.training import Sequences, Trainer, evaluate, shuffled
 from keifu.training.loop import TrainOptions
 from keifu.training.objectives.causal_lm import CausalLM
 from keifu.training.optimizers.adam import Adam
@@ -67,11 +67,7 @@ def knows(family: Llama, steps: int = 1000) -> float:
     model = family.spec().build()
     assert isinstance(model, StackModule)
     model.initialise(seed=0, std=0.2)
-    known, order = facts(), torch.Generator()
-
-    def drawn(epoch: int) -> list[Sequences]:
-        mixed = torch.randperm(len(known), generator=order.manual_seed(epoch))
-        return [batch(known[rows]) for rows in mixed.split(512)]
+    known = facts()
 
     Trainer(
         model,
@@ -79,7 +75,7 @@ def knows(family: Llama, steps: int = 1000) -> float:
         optimization=Adam(lr=1e-2),
         schedule=Cosine(total=steps, warmup=20, floor=0.02),
         options=TrainOptions(steps=steps, clip=1.0, progress=__name__ == "__main__"),
-    ).fit(drawn)
+    ).fit(shuffled(list(known), 512, lambda some: batch(torch.stack(some))))
     return evaluate(model.eval(), CausalLM(), [batch(known)])[1]["accuracy"]
 
 

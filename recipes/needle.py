@@ -64,7 +64,7 @@ def train(family: Llama, length: int, steps: int, start: StackModule | None = No
         options=TrainOptions(steps=steps, clip=1.0, progress=__name__ == "__main__"),
     )
     seed = 0 if start is None else 10**5
-    trainer.fit(lambda epoch: [rows(length, 64, seed + epoch)])
+    trainer.fit(lambda number: rows(length, 64, seed + number))
     return model
 
 

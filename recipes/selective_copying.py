@@ -54,7 +54,7 @@ def train(name: str, steps: int = 700) -> StackModule:
         optimization=Adam(lr=3e-3),
         options=TrainOptions(steps=steps, clip=1.0, progress=__name__ == "__main__"),
     )
-    trainer.fit(lambda epoch: [rows(32, seed=epoch)])
+    trainer.fit(lambda number: rows(32, seed=number))
     return model
 
 

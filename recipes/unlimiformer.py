@@ -15,7 +15,6 @@ from __future__ import annotations
 import random
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import tokenizers
@@ -59,7 +58,7 @@ def words() -> Tokenizer:
 
 def learn(folder: Path, *, steps: int = 1000, progress: bool = False) -> Path:
     """Train on short sources and save the model."""
-    tokenizer, made = words(), random.Random(0)
+    tokenizer = words()
     family = families["t5"](
         vocab=len(NAMES), width=48, head_width=12, hidden=96, depth=2, heads=4, buckets=16,
         distance=32, context=CONTEXT,
@@ -68,10 +67,11 @@ def learn(folder: Path, *, steps: int = 1000, progress: bool = False) -> Path:
     assert isinstance(model, PairModule)
     model.initialise(seed=0, std=0.08)
 
-    def batches(epoch: int) -> Iterator[Pairs]:
+    def batch(number: int) -> Pairs:
+        made = random.Random(number)
         rows = [example(CONTEXT, made) for _ in range(32)]
         said = [[BOS, *tokenizer.encode(target), EOS] for _, target in rows]
-        yield Pairs.of([tokenizer.encode(source) for source, _ in rows], said)
+        return Pairs.of([tokenizer.encode(source) for source, _ in rows], said)
 
     Trainer(
         model,
@@ -79,7 +79,7 @@ def learn(folder: Path, *, steps: int = 1000, progress: bool = False) -> Path:
         optimization=Adam(lr=4e-3),
         schedule=Linear(total=steps, warmup=50),
         options=TrainOptions(steps=steps, clip=1.0, progress=progress),
-    ).fit(batches)
+    ).fit(batch)
     save_model(folder, family, model, tokenizer, settings={"decoder_start_token_id": BOS})
     return folder
 

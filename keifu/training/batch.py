@@ -1,9 +1,10 @@
-"""Batches: rows of tokens one after another, never padded; pairs of them; shuffled epochs."""
+"""Batches: rows of tokens one after another, never padded; pairs of them; shuffled items."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Self, TypeVar
 
 import torch
@@ -137,18 +138,22 @@ def _joined(rows: Sequence[Row]) -> Tensor:
 
 def shuffled(
     items: Sequence[Item], size: int, make: Callable[[list[Item]], B], *, seed: int = 0
-) -> Callable[[int], Iterator[B]]:
-    """Data for the loop: each epoch all items in an order of its own, `size` a batch.
+) -> Callable[[int], B]:
+    """Data for the loop: epoch after epoch of all items, each in an order of its own.
 
-    The order follows from the seed and the epoch's number alone, so that a run can be continued.
+    Batch k has the items k * size to k * size + size - 1 of that one row of epochs, so a batch may
+    end one epoch and begin the next. The order follows from the seed and the epoch's number alone.
     """
     if size < 1 or not items:
         raise KeifuError(f"{len(items)} items cannot make batches of {size}")
 
-    def epoch(number: int) -> Iterator[B]:
-        made = torch.Generator().manual_seed(seed * 1_000_003 + number)
-        order = torch.randperm(len(items), generator=made).tolist()
-        for start in range(0, len(order), size):
-            yield make([items[i] for i in order[start : start + size]])
+    @lru_cache(maxsize=2)
+    def order(epoch: int) -> list[int]:
+        made = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        return torch.randperm(len(items), generator=made).tolist()
 
-    return epoch
+    def batch(number: int) -> B:
+        places = (divmod(i, len(items)) for i in range(number * size, (number + 1) * size))
+        return make([items[order(epoch)[place]] for epoch, place in places])
+
+    return batch

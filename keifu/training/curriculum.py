@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TypeVar
 
 from keifu.core.errors import KeifuError
@@ -21,22 +23,18 @@ class Stage:
     """How many batches it lasts."""
 
 
-def growing(stages: Sequence[Stage], make: Callable[[int, int], B]) -> Callable[[int], Iterator[B]]:
-    """Data for the loop, an epoch a stage; the last stage goes on in later epochs.
+def growing(stages: Sequence[Stage], make: Callable[[int, int], B]) -> Callable[[int], B]:
+    """Data for the loop, stage after stage; the last one goes on.
 
     Args:
         make: (size, number of the batch in the whole run) -> the batch, the same each time.
-
-    Returns:
-        What `Trainer.fit` takes: an epoch's number -> its batches.
     """
     if not stages or any(s.size < 1 or s.batches < 1 for s in stages):
         raise KeifuError("a curriculum needs a stage, each with a size and batches of 1 or more")
+    ends = list(accumulate(stage.batches for stage in stages))
 
-    def epoch(number: int) -> Iterator[B]:
-        held = [stages[min(n, len(stages) - 1)] for n in range(number + 1)]
-        first = sum(stage.batches for stage in held[:-1])
-        for n in range(held[-1].batches):
-            yield make(held[-1].size, first + n)
+    def batch(number: int) -> B:
+        stage = min(bisect_right(ends, number), len(stages) - 1)
+        return make(stages[stage].size, number)
 
-    return epoch
+    return batch

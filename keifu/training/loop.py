@@ -13,9 +13,10 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import clip_grads_with_norm_
 
 from keifu.core.errors import KeifuError
+from keifu.training.crew import ALONE, Crew
 from keifu.training.groups import EVERYTHING, Group, optimizer_groups
 from keifu.training.objective import Loss, Objective
 from keifu.training.optimizer import Optimization
@@ -24,8 +25,14 @@ from keifu.training.schedule import Schedule
 from keifu.training.schedules.constant import Constant
 
 B = TypeVar("B")
-Data = Callable[[int], Iterable[B]]
-"""An epoch's number, from 0 -> its batches, the same each time it is asked for."""
+Data = Callable[[int], B]
+"""The number of a batch in the whole run, from 0 -> that batch, the same each time it is asked for.
+
+Number k of size b holds examples k * b to k * b + b - 1 of one endless row. A step takes
+accumulate * world batches from where the last one ended: process r takes every world-th, from the
+r-th on. So one batch of eight, two of four and eight of one, in one process or in two, are the same
+step, and to continue a run is to know the next number.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,29 +74,25 @@ class Record:
     """Of the last group."""
     skipped: bool
     """The loss or the gradient was not finite, so the weights were left alone."""
+    batches: tuple[int, int]
+    """Numbers of its batches in the whole run: the first, and the first of the next step."""
     metrics: Mapping[str, float]
     seconds: float
 
 
 @dataclass
 class Run:
-    """All that a run is besides the weights: what continuing it exactly needs.
-
-    `Trainer.state` holds it while training. It lives in memory only; a run's folder will keep it
-    beside the model's weights.
-    """
+    """All that a run is besides weights and optimizer: what continuing it exactly needs."""
 
     step: int = 0
     """Steps done."""
-    epoch: int = 0
     batch: int = 0
-    """Batches of this epoch that were taken."""
+    """Number of the next step's first batch."""
     skipped: int = 0
     bad: int = 0
     """Skipped steps in a row, up to now."""
-    rng: torch.Tensor | None = None
-    """torch's generator after the last step."""
-    history: list[Record] = field(default_factory=list)
+    rng: dict[str, torch.Tensor] = field(default_factory=dict)
+    """torch's generators after the last step, by device."""
 
 
 class Trainer(Generic[B]):
@@ -105,6 +108,11 @@ class Trainer(Generic[B]):
             times the schedule's factor.
         groups: what learns, and how; sets `requires_grad` on every parameter.
         on_step: called after every step with what it did.
+        crew: the processes that train together.
+
+    Attributes:
+        state: where the run stands.
+        history: what each step did that this trainer made.
     """
 
     def __init__(
@@ -117,46 +125,50 @@ class Trainer(Generic[B]):
         groups: Sequence[Group] = EVERYTHING,
         options: TrainOptions = TrainOptions(),
         on_step: Sequence[Callable[[Record], None]] = (),
+        crew: Crew = ALONE,
     ) -> None:
-        self.model, self.objective = model, objective
+        self.model, self.objective, self.crew = crew.prepare(model), objective, crew
         self.schedule, self.options, self.on_step = schedule, options, tuple(on_step)
-        found = optimizer_groups(model, groups, lr=optimization.lr, decay=optimization.decay)
+        found = optimizer_groups(self.model, groups, lr=optimization.lr, decay=optimization.decay)
         self.optimizer = optimization.build(found)
         self.parameters = [p for g in self.optimizer.param_groups for p in g["params"]]
         self.state = Run()
+        self.history: list[Record] = []
 
     def fit(self, data: Data[B]) -> list[Record]:
-        """Run the steps that are left; returns what every step of the run did.
+        """Run the steps that are left; returns `history`.
 
         Leaves the model in evaluation mode, and torch's global generator as it was.
 
         Raises:
-            KeifuError: an epoch is empty, a step has nothing to learn from, or too many steps in a
-                row were not finite.
+            KeifuError: a step has nothing to learn from, or too many steps in a row were not
+                finite.
         """
-        batches = self._batches(data)
         self.model.train()
         try:
             with self._seeded(), _bar(self.options) as show:
                 while self.state.step < self.options.steps:
-                    record = self._step([next(batches) for _ in range(self.options.accumulate)])
-                    self.state.rng = torch.get_rng_state()
+                    record = self._step(data)
+                    self.state.rng = self._generators()
                     for call in (*self.on_step, show):
                         call(record)
         finally:
             self.model.eval()
-        return self.state.history
+        return self.history
 
-    def _step(self, batches: Sequence[B]) -> Record:
-        """One update from all the batches together."""
+    def _step(self, data: Data[B]) -> Record:
+        """One update from the batches of all processes together."""
         start = time.perf_counter()
+        first, each = self.state.batch, self.options.accumulate
         self.optimizer.zero_grad()
         losses = []
-        for batch in batches:
-            loss = self.objective(self.model, batch)
-            loss.total.backward()
+        for i in range(each):
+            batch = data(first + i * self.crew.world + self.crew.rank)
+            with self.crew.backward(last=i + 1 == each):
+                loss = self.objective(self.model, batch)
+                loss.total.backward()
             losses.append(_detached(loss))
-        mean, count, metrics = summed(losses)
+        mean, count, metrics = summed(losses, self.crew)
         norm = self._gradient(count)
         skipped = not (math.isfinite(mean) and math.isfinite(norm))
         factor = self.schedule.factor(self.state.step)
@@ -166,7 +178,8 @@ class Trainer(Generic[B]):
             self.optimizer.step()
         record = Record(
             step=self.state.step, loss=mean, count=count, norm=norm, skipped=skipped,
-            lr=self.optimizer.param_groups[-1]["lr"], metrics=metrics,
+            lr=self.optimizer.param_groups[-1]["lr"],
+            batches=(first, first + each * self.crew.world), metrics=metrics,
             seconds=time.perf_counter() - start,
         )  # fmt: skip
         self._count(record)
@@ -176,11 +189,12 @@ class Trainer(Generic[B]):
         """Divide the gradient by the items, clip it; returns its length before that."""
         if not count:
             raise KeifuError(f"step {self.state.step} has no item to learn from: all are ignored")
+        self.crew.gradients(self.parameters)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         if not gradients:
             raise KeifuError("no parameter that trains has a part in the loss")
         torch._foreach_div_(gradients, float(count))
-        norm = get_total_norm(gradients)
+        norm = self.crew.norm(gradients)
         if self.options.clip is not None and math.isfinite(float(norm)):
             clip_grads_with_norm_(self.parameters, self.options.clip, norm)
         return float(norm)
@@ -188,10 +202,10 @@ class Trainer(Generic[B]):
     def _count(self, record: Record) -> None:
         """Keep what a step did; too many bad ones in a row end the run."""
         run = self.state
-        run.step += 1
+        run.step, run.batch = run.step + 1, record.batches[1]
         run.skipped += record.skipped
         run.bad = run.bad + 1 if record.skipped else 0
-        run.history.append(record)
+        self.history.append(record)
         if run.bad >= self.options.bad_steps:
             raise KeifuError(
                 f"{run.bad} steps in a row to step {record.step} had no finite loss and gradient "
@@ -199,63 +213,65 @@ class Trainer(Generic[B]):
                 "learning rate, warm up longer, or look for bad values in the data"
             )
 
-    def _batches(self, data: Data[B]) -> Iterator[B]:
-        """Batches from where the run stands, epoch after epoch."""
-        while True:
-            taken = 0
-            for batch in data(self.state.epoch):
-                taken += 1
-                if taken > self.state.batch:
-                    self.state.batch = taken
-                    yield batch
-            if not taken:
-                raise KeifuError(f"epoch {self.state.epoch} has no batches: the data is empty")
-            self.state.epoch, self.state.batch = self.state.epoch + 1, 0
-
     @contextmanager
     def _seeded(self) -> Iterator[None]:
         """Within this, torch draws from the run's own generator."""
         with torch.random.fork_rng():
-            if self.state.rng is None:
-                torch.manual_seed(self.options.seed)
+            if self.state.rng:
+                torch.set_rng_state(self.state.rng["cpu"])
+                if "cuda" in self.state.rng:
+                    torch.cuda.set_rng_state(self.state.rng["cuda"])
             else:
-                torch.set_rng_state(self.state.rng)
+                torch.manual_seed(self.options.seed + self.crew.rank)
             yield
 
+    def _generators(self) -> dict[str, torch.Tensor]:
+        """torch's generators as they are, of this process and of its accelerator."""
+        found = {"cpu": torch.get_rng_state()}
+        if self.parameters[0].is_cuda:
+            found["cuda"] = torch.cuda.get_rng_state()
+        return found
+
     def state_dict(self) -> dict[str, Any]:
-        """The run without the weights: counters, generator, optimizer."""
-        return {"run": dict(vars(self.state)), "optimizer": self.optimizer.state_dict()}
+        """The run without the weights, as plain values and tensors."""
+        return {
+            "run": dict(vars(self.state)),
+            "optimizer": self.crew.state(self.model, self.optimizer),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Stand where the run stood that gave `state_dict`; the weights are the caller's."""
-        run = dict(state["run"])
-        self.state = Run(**{**run, "history": list(run["history"])})
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.state = Run(**state["run"])
+        self.crew.load_state(self.model, self.optimizer, state["optimizer"])
 
 
-def summed(losses: Iterable[Loss]) -> tuple[float, int, dict[str, float]]:
+def summed(losses: Iterable[Loss], crew: Crew = ALONE) -> tuple[float, int, dict[str, float]]:
     """Mean loss, items and mean metrics of several batches: sums first, then one division."""
-    total, count = 0.0, 0
-    sums: dict[str, list[float]] = {}
+    sums = {"": [0.0, 0.0]}
     for loss in losses:
-        total, count = total + float(loss.total), count + loss.count
-        for name, (value, over) in loss.metrics.items():
+        for name, (value, over) in {"": (loss.total, loss.count), **loss.metrics}.items():
             held = sums.setdefault(name, [0.0, 0.0])
             held[0] += float(value)
             held[1] += over
-    metrics = {name: value / over if over else math.nan for name, (value, over) in sums.items()}
-    return (total / count if count else math.nan), count, metrics
+    names = sorted(sums)
+    added = crew.sum(torch.tensor([sums[n] for n in names], dtype=torch.float64).flatten())
+    pairs = dict(zip(names, added.view(-1, 2).tolist(), strict=True))
+    means = {name: value / over if over else math.nan for name, (value, over) in pairs.items()}
+    return means.pop(""), int(pairs[""][1]), means
 
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, objective: Objective[B], batches: Iterable[B]
+    model: nn.Module, objective: Objective[B], batches: Iterable[B], crew: Crew = ALONE
 ) -> tuple[float, dict[str, float]]:
-    """Mean loss and metrics over batches, in evaluation mode; the mode is put back."""
+    """Mean loss and metrics over batches, in evaluation mode; the mode is put back.
+
+    Each process of a crew brings batches of its own.
+    """
     before = model.training
     model.eval()
     try:
-        mean, _, metrics = summed(objective(model, batch) for batch in batches)
+        mean, _, metrics = summed((objective(model, batch) for batch in batches), crew)
     finally:
         model.train(before)
     return mean, metrics

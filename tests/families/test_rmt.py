@@ -256,6 +256,6 @@ def test_it_trains_through_the_one_loop() -> None:
     batch = Sequences.of(rows, labels)
     options = TrainOptions(steps=150)
     trainer = Trainer(model, CausalLM(), optimization=Adam(lr=5e-3), options=options)
-    trainer.fit(lambda epoch: [batch])
+    trainer.fit(lambda number: batch)
     assert evaluate(model, CausalLM(), [batch])[1]["accuracy"] == 1.0
     assert evaluate(model, CausalLM(), [batch])[0] < 0.1

@@ -43,12 +43,12 @@ def plain(model: Any, steps: int, accumulate: int) -> list[float]:
     optimizer = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": 0.1}, {"params": spared, "weight_decay": 0.0}], lr=0.01
     )
-    stream = [b for epoch in range(steps) for b in DATA(epoch)]
     losses = []
     for step in range(steps):
         optimizer.zero_grad()
         total, count = 0.0, 0
-        for batch in stream[step * accumulate : (step + 1) * accumulate]:
+        for number in range(step * accumulate, (step + 1) * accumulate):
+            batch = DATA(number)
             logits = model.run(batch.ids, batch.step()).logits
             keep = torch.ones(len(batch.ids), dtype=torch.bool)
             keep[torch.tensor(batch.lengths).cumsum(0) - 1] = False
@@ -99,7 +99,7 @@ def test_one_batch_of_eight_two_of_four_and_eight_of_one_are_one_step() -> None:
         data = [Sequences.of(ragged[i : i + size]) for i in range(0, 8, size)]
         options = TrainOptions(steps=1, accumulate=8 // size, clip=None)
         history = Trainer(model, CausalLM(), optimization=SGD(lr=1.0), options=options).fit(
-            lambda epoch, data=data: data  # type: ignore[misc]
+            lambda number, data=data: data[number]  # type: ignore[misc]
         )
         found.append((history[0], weights(model)))
     for record, after in found[1:]:
@@ -150,7 +150,8 @@ def test_a_run_continues_as_if_it_had_not_stopped() -> None:
     second.load_state_dict(held["weights"])
     again = Trainer(second, DroppedLM(), options=options)
     again.load_state_dict(held)
-    assert [r.loss for r in again.fit(DATA)] == [r.loss for r in expected]
+    assert [r.loss for r in again.fit(DATA)] == [r.loss for r in expected[4:]]
+    assert [r.batches for r in again.history] == [(4, 5), (5, 6), (6, 7)]
     assert torch.equal(weights(second), weights(whole))
 
 
@@ -187,7 +188,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted() -> None:
         model, Spoilt(bad=frozenset({7})), options=options,
         on_step=(lambda record: seen.append(weights(model)),),
     )  # fmt: skip
-    history = trainer.fit(lambda epoch: batches)
+    history = trainer.fit(lambda number: batches[number])
     assert [r.skipped for r in history] == [False, True, False, False]
     assert torch.equal(seen[0], seen[1])
     assert not torch.equal(seen[0], start)
@@ -196,15 +197,13 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted() -> None:
     assert trainer.state.skipped == 1
     with pytest.raises(KeifuError, match=r"3 steps in a row to step 3 .*lower the learning rate"):
         Trainer(model, Spoilt(bad=frozenset({7})), options=TrainOptions(bad_steps=3)).fit(
-            lambda epoch: [batches[0], *[batches[1]] * 9]
+            lambda number: batches[number > 0]
         )
 
 
 def test_data_that_is_empty_or_says_nothing_is_an_error() -> None:
-    with pytest.raises(KeifuError, match="epoch 0 has no batches"):
-        Trainer(lstm(), CausalLM()).fit(lambda epoch: [])
     with pytest.raises(KeifuError, match="step 0 has no item"):
-        Trainer(lstm(), CausalLM()).fit(lambda epoch: [Sequences.of([[1], [2]])])
+        Trainer(lstm(), CausalLM()).fit(lambda number: Sequences.of([[1], [2]]))
     with pytest.raises(KeifuError, match="steps, accumulate"):
         TrainOptions(steps=0)
     with pytest.raises(KeifuError, match="0 items cannot make batches of 4"):
@@ -213,10 +212,13 @@ def test_data_that_is_empty_or_says_nothing_is_an_error() -> None:
 
 def test_epochs_hold_every_item_once_in_orders_of_their_own() -> None:
     made = shuffled(list(range(10)), 3, tuple, seed=1)
-    orders = [[i for batch in made(epoch) for i in batch] for epoch in (0, 1, 0)]
+    seen = [i for number in range(10) for i in made(number)]
+    orders = [seen[:10], seen[10:20], seen[20:]]
     assert all(sorted(order) == list(range(10)) for order in orders)
-    assert orders[0] == orders[2] != orders[1]
-    assert [len(b) for b in made(0)] == [3, 3, 3, 1]
+    assert orders[0] != orders[1] != orders[2]
+    assert made(0) == tuple(seen[:3]), "the same each time it is asked for"
+    by_one = shuffled(list(range(10)), 1, tuple, seed=1)
+    assert [i for number in range(30) for i in by_one(number)] == seen, "whatever the batch's size"
 
 
 def test_evaluation_is_one_division_over_all_batches() -> None:

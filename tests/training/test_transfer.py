@@ -59,7 +59,7 @@ def test_training_the_head_alone_leaves_every_byte_below_it(name: str) -> None:
     history = Trainer(
         model, JUDGE, optimization=AdamW(lr=0.05, decay=0.1), groups=only("heads.*"),
         options=TrainOptions(steps=25),
-    ).fit(lambda epoch: [batch])  # fmt: skip
+    ).fit(lambda number: batch)  # fmt: skip
     after = held(model)
     below = {n for n in after if not n.startswith("heads.")}
     assert all(after[n] == before[n] == source[n] for n in below)
@@ -70,7 +70,7 @@ def test_training_the_head_alone_leaves_every_byte_below_it(name: str) -> None:
         model, JUDGE, optimization=Adam(lr=0.01), groups=discriminative(layers(model)),
         options=TrainOptions(steps=2),
     )  # fmt: skip
-    everything.fit(lambda epoch: [batch])
+    everything.fit(lambda number: batch)
     moved = {n for n in below if held(model)[n] != after[n]}
     assert {n.split(".")[0] for n in moved} >= {"input", "blocks"}, "thawed, the rest learns too"
 
@@ -83,7 +83,7 @@ def test_a_pairs_encoder_can_stay_while_its_decoder_learns() -> None:
     Trainer(
         model, Seq2Seq(), groups=(Group(pattern="encoder.*", frozen=True), Group(pattern="*")),
         options=TrainOptions(steps=3),
-    ).fit(lambda epoch: [Pairs.of(rows(), targets)])  # fmt: skip
+    ).fit(lambda number: Pairs.of(rows(), targets))  # fmt: skip
     after = held(model)
     changed = {n for n in after if after[n] != before[n]}
     shared = "decoder.input.table.weight"  # the encoder's table under another name
