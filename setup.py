@@ -3,7 +3,7 @@
 from setuptools import Extension, setup
 
 FOLDER = "keifu/nn/kernels"
-SOURCES = ["tape", "pool", "pack", "draw", "isa_generic", "isa_avx2", "isa_avx512"]
+SOURCES = ["tape", "pool", "pack", "draw", "stride", "isa_generic", "isa_avx2", "isa_avx512"]
 HEADERS = [
     "simd",
     "tile",

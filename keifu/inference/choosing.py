@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from ctypes import addressof, c_void_p
+from ctypes import Array, addressof, c_void_p
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -77,22 +78,32 @@ def choose(
         instead: scores (n,) that count instead of a row, by its number.
         among: (n,) whose the scores are; None: all tokens'.
     """
-    edited, kernels = dict(instead or {}), native.available()
-    start, step, count = logits.data_ptr(), 4 * logits.stride(0), logits.shape[1]
-    ids = None if among is None else among.int()
-    for chooser, place, row in asks:
-        if chooser.filters and kernels:
-            edited[row] = filtered(edited.get(row, logits[row]), chooser.sampling)
-        ask, scores = chooser.ask, edited.get(row)
-        ask.logits = start + row * step if scores is None else scores.data_ptr()
-        ask.count, ask.place, ask.ids = count, place, None if ids is None else ids.data_ptr()
-    given = (c_void_p * len(asks))(*[chooser.at for chooser, _, _ in asks])
-    if not kernels:
+    edited, ids = dict(instead or {}), None if among is None else among.int()
+    if not native.available():
         return [c.plain(edited.get(row, logits[row]), place, ids) for c, place, row in asks]
+    for chooser, _, row in asks:
+        if chooser.filters:
+            edited[row] = filtered(edited.get(row, logits[row]), chooser.sampling)
+    given = posed(asks, logits, edited, ids)
     if native.library().kf_draw(given, len(asks)):  # no threads to be had: one by one
         for at in given:
             native.library().kf_draw((c_void_p * 1)(at), 1)
     return [chooser.ask.token for chooser, _, _ in asks]
+
+
+def posed(
+    asks: Sequence[tuple[Chooser, int, int]],
+    logits: Tensor,
+    instead: Mapping[int, Tensor] = MappingProxyType({}),
+    ids: Tensor | None = None,
+) -> Array[c_void_p]:
+    """The same questions as the kernels read them, where they lie; `ids` are int32."""
+    start, step, count = logits.data_ptr(), 4 * logits.stride(0), logits.shape[1]
+    for chooser, place, row in asks:
+        ask, scores = chooser.ask, instead.get(row)
+        ask.logits = start + row * step if scores is None else scores.data_ptr()
+        ask.count, ask.place, ask.ids = count, place, None if ids is None else ids.data_ptr()
+    return (c_void_p * len(asks))(*[chooser.at for chooser, _, _ in asks])
 
 
 def chosen(token: int) -> int:

@@ -41,6 +41,10 @@ class Chunks:
         left = asked if self.deterministic else output.pending
         return min(left, chunk - length % chunk, end - length)
 
+    def room(self, output: Sequence) -> int:
+        """Tokens that an output of which all is read may go on by before its next chunk begins."""
+        return self.most - (output.length - 1) % self.most
+
     def last(self, output: Sequence) -> bool:
         """Whether an output goes on with the others: its next step reads its last few tokens."""
         few = output.generated > 0 < output.read and output.pending <= 1 + FORCED

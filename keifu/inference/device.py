@@ -19,7 +19,7 @@ from torch import Tensor
 
 from keifu.inference.record import Recorder, Work, recorder
 from keifu.inference.recorded import check
-from keifu.inference.runner import Feed
+from keifu.inference.runner import Feed, Runner
 from keifu.nn.grid import NOWHERE, Table, handles, pages_of
 from keifu.nn.pages import PageGroup, PageTable
 from keifu.nn.rotary import Rotary
@@ -51,7 +51,7 @@ class _Grid:
     replay: Work
 
 
-class DevicePlan:
+class DevicePlan(Runner):
     """A runner over recorded steps.
 
     Args:

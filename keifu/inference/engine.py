@@ -2,8 +2,9 @@
 
 Each pass of the loop admits what fits, encodes the sources of new requests to an encoder-decoder
 (several at once), feeds one chunk of a prompt to each new request, one token to every running one
-(all of those in a single step), and samples. A request's numbers do not depend on its neighbours:
-prompts run alone in fixed chunks, and decoding goes through a runner whose rows are independent.
+(all in a single step; several steps, where nobody minds), and samples. A request's numbers do not
+depend on its neighbours: prompts run alone in fixed chunks, and decoding goes through a runner
+whose rows are independent.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -20,6 +22,7 @@ from torch import Tensor
 from keifu.core.errors import KeifuError
 from keifu.inference.admission import Admission
 from keifu.inference.beam import Beams
+from keifu.inference.choosing import chosen
 from keifu.inference.chunks import ALONE, Chunks, chunk_of
 from keifu.inference.crew import Crew
 from keifu.inference.grammar import Grammars
@@ -32,9 +35,10 @@ from keifu.inference.request import Delta, Sampling
 from keifu.inference.rules import Rules
 from keifu.inference.runner import Fast, Runner, Ways
 from keifu.inference.sequence import Sequence as Output
-from keifu.inference.source import encode, mean_state, together
+from keifu.inference.source import encode_each, mean_state, together
 from keifu.inference.speculation import Draft, Speculation, Target
 from keifu.inference.stream import Stream
+from keifu.inference.striding import Strides
 from keifu.nn.pages import OutOfState
 from keifu.nn.pair import PairModule
 from keifu.nn.stack import StackModule
@@ -47,18 +51,18 @@ class Engine:
     A pair's prompts are sources, which its encoder reads; its decoder continues `rules.start`.
 
     Args:
-        context: most tokens of a request's prompt and output; of a pair's, of its output.
+        context: most tokens of a request's prompt and output (a pair's: its output).
         source_context: most tokens of a pair's source; None: as many as the budget holds.
         source_vocab: ids that a source may have; None: the tokenizer's.
         parallel: requests that run at once.
         budget: bytes of state for all of them.
         places: of sources that the budget holds; None: as many as tokens.
-        dtype: of per-token state, and what branches compute in (the residual stays float32).
-        gist: the id of the gist token, where the model has one.
+        dtype: of per-token state, and what branches compute in (not the residual, float32).
+        gist: the id of the gist token, if any.
         prefixes: whether requests share what was read of texts that begin alike.
-        deterministic: whether a request's last bits are the same whatever else runs: it runs alone.
+        deterministic: a request's last bits are the same whatever else runs: it runs alone.
         runners: fast paths, tried in order before the plain one.
-        draft: makes what guesses tokens ahead; the outputs are the same with and without.
+        draft: makes what guesses tokens ahead (the outputs stay the same).
         crew: the processes that run the model.
     """
 
@@ -129,6 +133,9 @@ class Engine:
             source_context=self.source_context,
             gist=gist,
         )
+        marked, coarse = self.pair is None, not deterministic
+        self._feed = partial(feed_of, compute=self.compute, marked=marked, coarse=coarse)
+        self._strides = Strides(self.pool, self.runners, self._chunks, self._feed)
         self._calls: deque[tuple[Callable[[], Any], list[Any], threading.Event]] = deque()
         self._wake = threading.Condition()
         self._stopped = False
@@ -183,13 +190,12 @@ class Engine:
 
     def _begin(self) -> None:
         """Refuse what comes after the end; wake the loop, or start it. Under the lock."""
-        if self._stopped:
-            raise KeifuError("the engine is closed")
-        if self.crew.lost is not None:
-            raise self.crew.lost
+        if lost := KeifuError("the engine is closed") if self._stopped else self.crew.lost:
+            raise lost
         if self._thread is None:
             self._thread = threading.Thread(target=self._loop, name="keifu", daemon=True)
             self._thread.start()
+        self._strides.hurry()
         self._wake.notify()
 
     def call(self, function: Callable[[], Any]) -> Any:
@@ -228,6 +234,7 @@ class Engine:
         """Stop; what runs or waits ends as cancelled."""
         with self._wake:
             self._stopped = True
+            self._strides.hurry()
             self._wake.notify()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
@@ -236,6 +243,7 @@ class Engine:
 
     def _notify(self) -> None:
         with self._wake:
+            self._strides.hurry()
             self._wake.notify()
 
     def _loop(self) -> None:
@@ -246,6 +254,7 @@ class Engine:
                         self._wake.wait()
                     if self._stopped:
                         break
+                    self._strides.begin()
                     calls = [self._calls.popleft() for _ in range(len(self._calls))]
                 for function, box, done in calls:
                     try:
@@ -277,18 +286,10 @@ class Engine:
         queue.search()
 
     def _encode(self) -> None:
-        """Encode waiting sources; where several fail together, each on its own."""
+        """Encode waiting sources."""
         outputs = together(self._queue.unread())[: 1 if self.deterministic else None]
-        if not outputs or self.pair is None:
-            return
-        try:
-            encode(self.pair, outputs, self.device, self.compute)
-        except Exception:
-            for output in outputs:
-                try:
-                    encode(self.pair, [output], self.device, self.compute)
-                except Exception as error:
-                    self._queue.fail(output, error)
+        if outputs and self.pair is not None:
+            encode_each(self.pair, outputs, self.device, self.compute, self._queue.fail)
 
     def _forward(
         self,
@@ -299,8 +300,7 @@ class Engine:
         runners: Sequence[Runner] | None = None,
     ) -> Tensor:
         """Run the next `lengths` tokens, own and guessed, of each; logits (len(select), vocab)."""
-        marked, coarse = self.pair is None, not self.deterministic
-        feed = feed_of(outputs, lengths, self.compute, marked=marked, coarse=coarse)
+        feed = self._feed(outputs, lengths)
         runner = next(r for r in runners or self.runners if r.takes(lengths, feed.states))
         logits = runner.run(feed, select)
         self._queue.meter.step(lengths if runners is None else ())
@@ -349,11 +349,13 @@ class Engine:
         """One step for every running output: what it has not read, and what may follow."""
         if self.speculation is not None:
             self.speculation.draft(outputs)
+        elif len(outputs) == len(self._queue.running) and self._stride(outputs):
+            return
         lengths = [o.pending + len(o.guessed) for o in outputs]
         ends, wanted = accumulate(lengths), [1 + len(o.guessed) for o in outputs]
         select = [i for end, n in zip(ends, wanted, strict=True) for i in range(end - n, end)]
         logits = self._forward(outputs, lengths, select)
-        # One token each, of nothing but scores: all at once. The others on their own.
+        # One token each, of nothing but scores: all at once; the others on their own.
         firsts = dict(zip(outputs, accumulate(wanted, initial=0), strict=False))
         simple = [o for o in outputs if not (o.guessed or o.matcher)]
         for output, made in go_on(simple, [firsts[o] for o in simple], logits):
@@ -365,12 +367,22 @@ class Engine:
                 except Exception as error:  # the others go on
                     self._queue.fail(output, error)
 
-    def _send(self, output: Output, made: Delta | Exception) -> None:
-        """Send what a step made; a fault ends only the request that causes it."""
+    def _stride(self, outputs: list[Output]) -> bool:
+        """Several steps for every running output; whether any was taken."""
+        for tokens in (made := () if self._queue.searches else self._strides.take(outputs)):
+            self._queue.meter.step([1] * len(outputs))
+            for output, token in zip(outputs, tokens, strict=True):
+                if output.state is not None:  # neither ended nor failed
+                    self._send(output, token)
+        return bool(made)
+
+    def _send(self, output: Output, made: Delta | Exception | int) -> None:
+        """Send what a step made, a token too; a fault ends only the request that causes it."""
         try:
             if isinstance(made, Exception):
                 raise made
-            self._queue.send(output, made)
+            delta = output.accept(chosen(made)) if isinstance(made, int) else made
+            self._queue.send(output, delta)
         except Exception as error:
             self._queue.fail(output, error)
 

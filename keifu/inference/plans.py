@@ -16,12 +16,13 @@ import numpy as np
 from torch import Tensor, nn
 
 from keifu.core import machine
+from keifu.inference.choosing import posed
 from keifu.inference.device import DevicePlan
 from keifu.inference.lower_layers import attention, gated_mlp, mlp
 from keifu.inference.lower_recurrent import gated_recurrence, mamba, mamba2
 from keifu.inference.lowering import Lower, Lowering, Place, Unplanned, vector
 from keifu.inference.page_rows import PageRows
-from keifu.inference.runner import Feed, Runner
+from keifu.inference.runner import Feed, Runner, Stride
 from keifu.nn.attention import Attention
 from keifu.nn.block import Block
 from keifu.nn.heads import LMHead
@@ -185,7 +186,7 @@ def _rows(model: StackModule) -> int:
     return MANY if packed and "amx_bf16" not in machine.features() else FEW
 
 
-class Plan:
+class Plan(Runner):
     """A runner over a native tape."""
 
     free = 3.0
@@ -222,6 +223,28 @@ class Plan:
 
     def run(self, feed: Feed, select: Sequence[int]) -> Tensor:
         """Logits (len(select), vocab) of the selected tokens."""
+        self.program.run(**self._laid(feed), chosen=select)
+        return self.program.view(self._out, len(select))
+
+    def stride(self, feed: Feed, how: Stride) -> Sequence[Sequence[int]]:
+        """Steps in a row, where all that changes between them is what the kernels know of."""
+        if self._turns or self._gist:
+            return ()
+        rows = range(len(feed.states))
+        logits = self.program.view(self._out, len(rows))
+        tokens: list[list[int]] = self.program.go_on(
+            posed(list(zip(how.choosers, how.places, rows, strict=True)), logits),
+            how.ends,
+            how.hurry,
+            most=how.most,
+            seconds=how.seconds,
+            chosen=rows,
+            **self._laid(feed),
+        ).tolist()
+        return tokens
+
+    def _laid(self, feed: Feed) -> dict[str, Any]:
+        """What a step works on, as the tape reads it."""
         states, ids = feed.states, feed.ids
         if len(ids) == len(states):  # a token each, as most steps are: nothing to spread over rows
             owners: Any = range(len(states))
@@ -239,21 +262,19 @@ class Plan:
             for spec, turn in self._turns:
                 cos, sin = spec.tables(step)
                 turn.cos[: len(ids)], turn.sin[: len(ids)] = cos, sin
-        self.program.run(
-            tokens=ids,
-            positions=positions,
-            lengths=lengths,
-            starts=_starts(feed, np.asarray(positions), owners) if self._gist else None,
-            owners=owners,
-            coarse=coarse if any(coarse) else None,
-            chosen=select,
-            slots=_slots(states) if self.pool.fixed else None,
-            tables=[
+        return {
+            "tokens": ids,
+            "positions": positions,
+            "lengths": lengths,
+            "starts": _starts(feed, np.asarray(positions), owners) if self._gist else None,
+            "owners": owners,
+            "coarse": coarse if any(coarse) else None,
+            "slots": _slots(states) if self.pool.fixed else None,
+            "tables": [
                 held.of([state.tables[i] for state in states]) for i, held in enumerate(self._held)
             ],
-            requests=len(states),
-        )
-        return self.program.view(self._out, len(select))
+            "requests": len(states),
+        }
 
 
 def _offsets(feed: Feed) -> list[int]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from ctypes import c_int32
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from keifu.inference.choosing import Chooser
 from keifu.nn.masks import Landmarks
 from keifu.nn.stack import StackModule
 from keifu.nn.state import RequestState, StatePool
@@ -48,6 +50,24 @@ class Feed:
         )
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Stride:
+    """Several steps at once: how their tokens are chosen, and when they end."""
+
+    choosers: Sequence[Chooser]
+    """One a request."""
+    places: Sequence[int]
+    """How many tokens each has chosen before."""
+    most: int
+    """Steps that there is room for."""
+    ends: Sequence[int]
+    """Tokens after which somebody has to look."""
+    hurry: c_int32
+    """Not 0: somebody waits, so the step that runs is the last."""
+    seconds: float
+    """That they should not take longer than together."""
+
+
 class Runner(Protocol):
     """One way of running the blocks over a ragged batch."""
 
@@ -63,8 +83,14 @@ class Runner(Protocol):
         They may lie in the runner's own memory: whoever wants them after the next run keeps a copy.
         """
 
+    def stride(self, feed: Feed, how: Stride) -> Sequence[Sequence[int]]:
+        """Steps one after another over a token a request, each from the one before; state is
+        written in place. What each step chose: (steps, requests). Of a runner that leaves choosing
+        to others nothing is written, and there are no steps."""
+        return ()
 
-class TorchRunner:
+
+class TorchRunner(Runner):
     """The plain path: the modules themselves. It runs everything."""
 
     def __init__(self, model: StackModule, pool: StatePool) -> None:

@@ -114,8 +114,12 @@ class Sequence:
         self._text = Detokenizer(tokenizer, skip_special=hide, start=start, shown=job.shown)
         self._stops = StopStrings(job.sampling.stop, include=job.sampling.include_stop)
         self.chooser = Chooser(job.sampling, index)
-        ruled = job.rules.any or job.sampling.no_repeat_ngram
-        self._edits = bool(ruled) or changes(job.sampling)
+        sampling = job.sampling
+        self._edits = bool(job.rules.any or sampling.no_repeat_ngram) or changes(sampling)
+        told = sampling.stop or sampling.logprobs is not None or self.chooser.filters
+        self._steady = not (told or self._edits or self.matcher)
+        self.ends = job.end_ids.union(sampling.stop_ids)
+        """Tokens that end it."""
 
     @property
     def generated(self) -> int:
@@ -136,6 +140,19 @@ class Sequence:
     def pending(self) -> int:
         """Tokens that the model has not read yet."""
         return len(self.tokens) - self.read
+
+    @property
+    def left(self) -> int:
+        """Tokens that may still come."""
+        most = self.job.sampling.max_tokens
+        room = self.job.limit - self.length
+        return room if most is None else min(room, most - self.generated)
+
+    @property
+    def steady(self) -> bool:
+        """Whether scores and settings alone say which tokens come next and when they end."""
+        plain = self._steady and not (self.guessed or self.edits)
+        return plain and self.pending == 1 and self.generated > 0
 
     @property
     def unread(self) -> bool:
@@ -262,15 +279,14 @@ class Sequence:
         """
         now = time.monotonic()
         self.first = self.first or now
-        sampling, job = self.job.sampling, self.job
-        matcher = self._matching
+        sampling, matcher = self.job.sampling, self._matching
         whole = matcher is not None and matcher.take(token)
         self.tokens.append(token)
         self.history.add(token)
         report: tuple[TokenLogprob, ...] = ()
         if sampling.logprobs is not None and logits is not None:
             report = (token_logprob(self.tokenizer, logits, token, sampling.logprobs),)
-        ended = token in job.end_ids or token in sampling.stop_ids
+        ended = token in self.ends
         if matcher is not None and token in matcher.ends:
             return self.end("stop", token, tokens=(token,), logprobs=report)
         if ended and not sampling.include_stop:
@@ -283,8 +299,7 @@ class Sequence:
             return self.end("stop", why, text=text, tokens=(token,), logprobs=report)
         if whole:
             return self.end("stop", None, text=text, tokens=(token,), logprobs=report)
-        full = self.length >= job.limit
-        if full or (sampling.max_tokens is not None and self.generated >= sampling.max_tokens):
+        if self.left <= 0:
             return self.end("length", None, text=text, tokens=(token,), logprobs=report)
         return Delta(index=self.index, text=text, tokens=(token,), logprobs=report)
 

@@ -7,7 +7,7 @@ runs already goes on meanwhile.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -35,6 +35,24 @@ def together(outputs: Iterable[Output]) -> list[Output]:
             break
         found.append(output)
     return found
+
+
+def encode_each(
+    pair: PairModule,
+    outputs: list[Output],
+    device: torch.device,
+    compute: torch.dtype | None,
+    failed: Callable[[Output, Exception], None],
+) -> None:
+    """`encode`; where several fail together, each on its own."""
+    try:
+        encode(pair, outputs, device, compute)
+    except Exception:
+        for output in outputs:
+            try:
+                encode(pair, [output], device, compute)
+            except Exception as error:
+                failed(output, error)
 
 
 def encode(

@@ -68,10 +68,12 @@ class Stream:
             yield item
 
     async def __aiter__(self) -> AsyncIterator[Delta]:
-        ready, loop = asyncio.Event(), asyncio.get_running_loop()
+        ready, loop, told = asyncio.Event(), asyncio.get_running_loop(), False
 
         def wake() -> None:
-            if not loop.is_closed():
+            nonlocal told
+            if not (told or loop.is_closed()):  # told once, it takes all that is there
+                told = True
                 loop.call_soon_threadsafe(ready.set)
 
         self._wake = wake
@@ -81,6 +83,7 @@ class Stream:
             except queue.Empty:
                 await ready.wait()
                 ready.clear()
+                told = False
                 continue
             if item is None or isinstance(item, BaseException):
                 self._queue.put(item)  # whoever reads again finds the end, and does not wait

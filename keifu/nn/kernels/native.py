@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_int64, c_uint64, c_void_p
+from ctypes import POINTER, c_char_p, c_double, c_float, c_int, c_int32, c_int64, c_uint64, c_void_p
 from functools import cache
 from typing import Any
 
@@ -72,6 +72,16 @@ class Choice(ctypes.Structure):
     )
 
 
+class Stride(ctypes.Structure):
+    """Several steps at once; `kf_stride`."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("ends", "hurry", "tokens")),
+        ("seconds", c_double),
+        *((name, c_int32) for name in ("most", "end_count", "made")),
+    )
+
+
 def _declare(library: ctypes.CDLL) -> None:
     """Argument and result types of the functions that the library exports."""
     signatures: dict[str, tuple[Any, list[Any]]] = {
@@ -87,6 +97,13 @@ def _declare(library: ctypes.CDLL) -> None:
         "kf_check": (c_int, [POINTER(Op), c_int, POINTER(StepData)]),
         "kf_run": (c_int, [POINTER(Op), c_int, POINTER(StepData), c_int64]),
         "kf_draw": (c_int, [c_void_p, c_int]),
+        "kf_go_on": (
+            c_int,
+            [
+                *(POINTER(Op), c_int, POINTER(Op), c_int, POINTER(StepData)),
+                *(c_int64, c_void_p, POINTER(Stride)),
+            ],
+        ),
     }
     for name, (result, arguments) in signatures.items():
         function = getattr(library, name)
@@ -96,7 +113,7 @@ def _declare(library: ctypes.CDLL) -> None:
 @cache
 def _load() -> tuple[ctypes.CDLL | None, str]:
     """The library, or why there is none."""
-    return open_library("_native", _declare, "kf_sizes", (Op, StepData, Segment, Choice))
+    return open_library("_native", _declare, "kf_sizes", (Op, StepData, Segment, Choice, Stride))
 
 
 def available() -> bool:

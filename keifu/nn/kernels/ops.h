@@ -85,6 +85,16 @@ typedef struct {
     int32_t token;                   /* the answer; -1: none may come, -2: not a number */
 } kf_choice;
 
+/* Several steps one after another, each reading the tokens that the one before it chose. */
+typedef struct {
+    const int32_t *ends;     /* tokens after which somebody has to look */
+    const int32_t *hurry;    /* not 0: somebody waits, so this step is the last; changes meanwhile */
+    int32_t *tokens;         /* (most, rows) what was chosen */
+    double seconds;          /* that all steps together may take, as far as can be told before */
+    int32_t most, end_count;
+    int32_t made;            /* steps that were taken */
+} kf_stride;
+
 typedef struct {
     const char *name;
     kf_kernel kernels[KF_CODES];

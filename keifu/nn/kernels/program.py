@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from ctypes import addressof, byref, c_int32
 from itertools import accumulate
 from typing import Any
 
@@ -79,7 +80,67 @@ class Program:
             self._views[value, count] = found
         return found
 
-    def run(
+    def run(self, **given: Any) -> None:
+        """One step over what `lay` takes."""
+        self.lay(**given)
+        library = native.library()
+        self._must(library.kf_check(self._checked, len(self._checked), self._at_step))
+        self._must(library.kf_run(self._ops, len(self._ops), self._at_step, self._scratch))
+
+    def go_on(
+        self,
+        asks: Any,
+        ends: Sequence[int],
+        hurry: c_int32,
+        *,
+        most: int,
+        seconds: float,
+        **given: Any,
+    ) -> NDArray[np.int32]:
+        """A step over what `lay` takes, then further ones, each over the tokens of the one before.
+
+        The pages of `most` steps must be in the tables, all rows be chosen, and owners have one
+        token each.
+
+        Args:
+            asks: pointers (tokens,) to the question by which each row's tokens are chosen
+                (`native.Choice`), about the row of the output that it is.
+            ends: tokens, or numbers below 0, after which there is no further step.
+            hurry: not 0 where another thread wants the step that runs to be the last.
+            seconds: that they should not take longer than.
+
+        Returns:
+            The tokens chosen: (steps, tokens).
+        """
+        self.lay(**given)
+        after = np.array(ends, dtype=np.int32)
+        tokens = np.empty((most, self._step.rows), dtype=np.int32)
+        how = native.Stride(
+            ends=after.ctypes.data, hurry=addressof(hurry), tokens=tokens.ctypes.data,
+            seconds=seconds, most=most, end_count=len(after),
+        )  # fmt: skip
+        self._must(
+            native.library().kf_go_on(
+                self._checked,
+                len(self._checked),
+                self._ops,
+                len(self._ops),
+                self._at_step,
+                self._scratch,
+                asks,
+                byref(how),
+            )
+        )
+        return tokens[: how.made]
+
+    def _must(self, result: int) -> None:
+        """Raise what a function of the library says went wrong; 0 is nothing."""
+        if result > 0:
+            raise ValueError(f"operation {self._told_of[result - 1]}: {self._told()}")
+        if result < 0:
+            raise MemoryError("the native kernels got no memory or no threads")
+
+    def lay(
         self,
         *,
         tokens: Sequence[int],
@@ -93,7 +154,7 @@ class Program:
         tables: Sequence[NDArray[np.int32]] = (),
         requests: int | None = None,
     ) -> None:
-        """One step over n tokens, everything but `chosen`, `slots` and `tables` (n,) int32.
+        """What the next step works on: everything but `chosen`, `slots` and `tables` (n,) int32.
 
         Args:
             positions: of each token in its request (tables of positions are indexed with it).
@@ -125,12 +186,6 @@ class Program:
             arrays["chosen"][: step.count] = chosen
         step.runs = 0 if slots is None else self._runs(n, slots)
         self._lay(tables, requests)
-        library = native.library()
-        wrong = library.kf_check(self._checked, len(self._checked), self._at_step)
-        if wrong:
-            raise ValueError(f"operation {self._told_of[wrong - 1]}: {self._told(n)}")
-        if library.kf_run(self._ops, len(self._ops), self._at_step, self._scratch):
-            raise MemoryError("the native kernels got no memory or no threads")
 
     def _lay(self, tables: Sequence[NDArray[np.int32]], requests: int | None) -> None:
         """Tell the step where its page tables are."""
@@ -171,8 +226,9 @@ class Program:
         names = [f"{i} ({self._nodes[i].code})" for i in wanted]
         return (Op * len(wanted))(*[self._ops[i] for i in wanted]), names
 
-    def _told(self, n: int) -> str:
+    def _told(self) -> str:
         ends = {"chosen": self._step.count, "slots": self._step.runs, "offsets": self._step.runs}
+        n = self._step.rows
         said = {name: a[: ends.get(name, n)].tolist() for name, a in self._arrays.items()}
         return f"the step leads out of its tables: {said}"
 

@@ -43,7 +43,8 @@ int kf_force(int number)
 int kf_sizes(int what)
 {
     return what == 0 ? (int)sizeof(kf_op) : what == 1 ? (int)sizeof(kf_step)
-        : what == 2 ? (int)sizeof(kf_segment) : (int)sizeof(kf_choice);
+        : what == 2 ? (int)sizeof(kf_segment)
+        : what == 3 ? (int)sizeof(kf_choice) : (int)sizeof(kf_stride);
 }
 
 /* Bytes of a row of `cols` activations as 8-bit codes. */
