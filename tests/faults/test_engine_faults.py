@@ -240,9 +240,9 @@ def test_27_running_requests_keep_the_old_weights() -> None:
         return FakeLM(source, reply=next(replies) * 60, delay=0.02)
 
     with running(make, parallel=4) as house, ThreadPoolExecutor(4) as pool:
-        begun = threading.Event()
-        first = [pool.submit(streamed, house, begun) for _ in range(2)]
-        assert begun.wait(10)
+        begun = [threading.Event() for _ in range(2)]
+        first = [pool.submit(streamed, house, event) for event in begun]
+        assert all(event.wait(10) for event in begun)
         assert reload(house).status_code == 200
         old, new = house.loaded["fake"]
         assert not old.closed
