@@ -88,14 +88,14 @@ def fetch(ref: str, announce: Callable[[str | None, int, Path], None]) -> Path:
     match = _ID.fullmatch(ref)
     if not match:
         raise KeifuError(f"{ref!r} is no hub repository: write org/name, org/name@revision")
-    if _offline():
+    if offline():
         raise KeifuError(f"{ref} is not in {cache_root()}, and HF_HUB_OFFLINE is set")
     if not find_spec("huggingface_hub"):
         raise KeifuError(f"fetching {ref} needs the hub's library: pip install 'keifu[hub]'")
     import huggingface_hub
     from huggingface_hub import constants
 
-    _probe(constants.ENDPOINT, ref)
+    probe(constants.ENDPOINT, ref)
     repository, revision = match["repo"], match["revision"] or "main"
     try:
         info = huggingface_hub.HfApi().model_info(
@@ -182,12 +182,13 @@ def _weights(snapshot: Path) -> bool:
     return False
 
 
-def _offline() -> bool:
+def offline() -> bool:
+    """Whether the environment says that no network is to be used."""
     names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
     return any(os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in names)
 
 
-def _probe(endpoint: str, ref: str) -> None:
+def probe(endpoint: str, ref: str) -> None:
     """Fail soon where the hub cannot be reached: in a thread, since name look-ups know no limit."""
     import httpx
 
