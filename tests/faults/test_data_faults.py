@@ -47,7 +47,7 @@ def test_45_a_bad_row_is_named(tmp_path: Path, row: str) -> None:
 def test_45_broken_json_ends_there(tmp_path: Path, raw: bytes) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(raw)
-    with pytest.raises(FormatError, match="JSON|object"):
+    with pytest.raises(FormatError, match=r"JSON|object"):
         list(records(path))
     bad = Bad(skip=True)
     list(records(path, bad))
