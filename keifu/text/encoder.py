@@ -83,6 +83,24 @@ class Encoder:
         table = self._ids
         return [table.get(i, i) for i in ids] if table else ids
 
+    def many(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of many untrusted texts, each what `encode` gives; without offsets, so faster."""
+        try:
+            found: list[list[int]] = [
+                e.ids for e in self._plain.encode_batch_fast(texts, add_special_tokens=False)
+            ]
+        except BaseException as error:
+            # Which text it was, and what is to be said of it, is found out one by one.
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            return [self.encode([Segment(text, trusted=False)]) for text in texts]
+        for n, ids in enumerate(found):
+            if not self._never.isdisjoint(ids):
+                found[n] = self.encode([Segment(texts[n], trusted=False)])
+            elif self._ids and not self._ids.keys().isdisjoint(ids):
+                found[n] = [self._ids.get(i, i) for i in ids]
+        return found
+
     def spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """The ids of an untrusted text, and which characters each stands for, spaces aside."""
         encoding = self._safe(text)

@@ -98,6 +98,10 @@ class ByName(Encoder):
         first = [] if code is None else [self._vocab.get(code[0], self._unk)]
         return first + self._numbered(self._safe(text[code.end() :] if code else text))
 
+    def many(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of many untrusted texts."""
+        return [self.encode([Segment(text, trusted=False)]) for text in texts]
+
     def spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """The ids of an untrusted text, and which characters each stands for."""
         encoding = self._safe(text)

@@ -8,6 +8,8 @@ model in which the control tokens exist only under names nobody can guess.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -61,6 +63,14 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """How many ids there are, added tokens included (a model's table may be larger)."""
         return int(self._rust.get_vocab_size(with_added_tokens=True))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of what makes ids of texts: equal ones give equal ids, marks round them aside."""
+        whole = json.loads(self._rust.to_str())
+        rules = {k: whole[k] for k in ("normalizer", "pre_tokenizer", "model", "added_tokens")}
+        said = json.dumps(rules, sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(said.encode("utf-8", "surrogatepass")).hexdigest()
 
     def same_vocabulary(self, other: Tokenizer) -> bool:
         """Whether every id means the same token in both."""
@@ -171,6 +181,10 @@ class Tokenizer:
             if least > most:
                 raise ContextLengthError(least, most, at_least=True)
         return self._encoder.encode(segments)
+
+    def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of many texts, without marks; each as `encode` gives them, in less time."""
+        return self._encoder.many(texts)
 
     def encode_pair(
         self,
