@@ -97,13 +97,13 @@ class Job:
     def read(cls, folder: Path) -> Job:
         """The job that was begun in a folder."""
         said: dict[str, Any] = json.loads((folder / WORK / PLAN).read_bytes())
-        units = (
+        said["units"] = tuple(
             Unit(one["source"], tuple(Part(**part) for part in one["parts"]))
-            for one in said.pop("units")
+            for one in said["units"]
         )
-        encoding = Encoding(**said.pop("encoding"))
-        ends = {name: tuple(said.pop(name)) for name in ("begin", "end")}
-        return cls(encoding=encoding, units=tuple(units), **ends, **said)
+        said["encoding"] = Encoding(**said["encoding"])
+        said |= {name: tuple(said[name]) for name in ("begin", "end")}
+        return cls(**said)
 
 
 Listed = dict[str, list[tuple[str, int, int]]]

@@ -38,7 +38,7 @@ from keifu.data.work import record_of, work
 from keifu.text.load import load
 from keifu.text.tokenizer import Tokenizer
 
-SHARD_TOKENS = 1 << 26
+SHARD_TOKENS = 1 << 24
 """Tokens after which a unit begins another file."""
 Show = Callable[[int, int], None]
 """Hears how many units are done, and how many there are."""
@@ -153,6 +153,8 @@ def finish(folder: Path, job: Job) -> Manifest:
         dropped=dict(sorted(dropped.items())),
         shards=tuple(sorted(shards, key=lambda shard: SPLITS.index(shard.split))),
     )
+    for torn in folder.glob(".*.safetensors.*.tmp"):  # what a killed process was writing
+        torn.unlink(missing_ok=True)
     write_manifest(folder, manifest)
     shutil.rmtree(folder / WORK)
     return manifest
@@ -169,7 +171,8 @@ def _processes(
     started: list[subprocess.Popen[str]] = []
 
     def feed(process: subprocess.Popen[str]) -> None:
-        assert process.stdin is not None and process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
         while not faults:
             with lock:
                 number = next(left, None)

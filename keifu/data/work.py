@@ -23,7 +23,7 @@ from keifu.core.errors import KeifuError
 from keifu.data.bad import Bad
 from keifu.data.document import Document
 from keifu.data.example import Example, Ids
-from keifu.data.job import WORK, Encoding, Job, read
+from keifu.data.job import WORK, Job, read
 from keifu.data.shards import SPLITS, TOKENIZER, Shard, write_shard
 from keifu.text.load import load
 from keifu.text.tokenizer import Tokenizer
@@ -170,9 +170,11 @@ def main() -> None:
     for line in sys.stdin:
         try:
             work(folder, int(line))
-            print("done", flush=True)
+            answer = "done"
         except KeifuError as error:
-            print("failed " + " ".join(str(error).split()), flush=True)
+            answer = "failed " + " ".join(str(error).split())
+        sys.stdout.write(answer + "\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":
