@@ -26,7 +26,7 @@ def json_lines(path: Path, bad: Bad) -> Iterator[Record]:
             if line.isspace():
                 continue
             place = f"{path}:{number}"
-            row, fault = _parsed(line)
+            row, fault = parsed(line)
             if row is None:
                 bad(place, fault)
             else:
@@ -118,7 +118,7 @@ class _Text:
                 return value
 
 
-def _parsed(line: bytes) -> tuple[dict[str, Any] | None, str]:
+def parsed(line: bytes) -> tuple[dict[str, Any] | None, str]:
     """A line's object, or what is wrong with it."""
     try:
         value = json.loads(line.decode(), parse_constant=_refused)

@@ -101,6 +101,11 @@ def as_document(record: Record, column: str = "text") -> tuple[Document | None, 
     return Document(text, meta, record.place), ""
 
 
+def files(source: str | Path, options: Reading = Reading()) -> list[Path]:
+    """The files of a source, in the order in which they are read."""
+    return [found.path for found in _found(source, options)]
+
+
 def formats() -> list[str]:
     """The suffixes of files with rows, without those of compression."""
     return list(_READERS)
