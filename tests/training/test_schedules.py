@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
+from transformers import (
+    get_constant_schedule_with_warmup,
+    get_cosine_schedule_with_warmup,
+    get_inverse_sqrt_schedule,
+    get_linear_schedule_with_warmup,
+    get_wsd_schedule,
+)
 
 from keifu.core.errors import KeifuError
 from keifu.training.schedules import schedules
 from keifu.training.schedules.constant import Constant
 from keifu.training.schedules.cosine import Cosine
+from keifu.training.schedules.inverse_square_root import InverseSquareRoot
 from keifu.training.schedules.linear import Linear
 from keifu.training.schedules.noam import Noam
+from keifu.training.schedules.rewarmed import Rewarmed
 from keifu.training.schedules.slanted_triangular import SlantedTriangular
+from keifu.training.schedules.wsd import WSD
 
 
 def test_linear_and_cosine_equal_transformers() -> None:
@@ -26,6 +35,36 @@ def test_linear_and_cosine_equal_transformers() -> None:
             assert Cosine(total=50, warmup=10).factor(step) == expected
     assert Cosine(total=50, floor=0.1).factor(50) == pytest.approx(0.1)
     assert Cosine(total=50, floor=0.1).factor(500) == pytest.approx(0.1)
+
+
+def test_constant_inverse_square_root_and_wsd_equal_transformers() -> None:
+    made = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    pairs = [
+        (Constant(warmup=10), get_constant_schedule_with_warmup(made, 10)),
+        (InverseSquareRoot(warmup=10), get_inverse_sqrt_schedule(made, 10)),
+        (InverseSquareRoot(warmup=10, timescale=25), get_inverse_sqrt_schedule(made, 10, 25)),
+        (InverseSquareRoot(), get_inverse_sqrt_schedule(made, 0)),
+    ]
+    for form in ("linear", "cosine", "1-sqrt"):
+        for warmup, floor in ((10, 0.0), (0, 0.1)):  # theirs warms up from the floor
+            ours = WSD(total=60, decay=20, warmup=warmup, form=form.removeprefix("1-"), floor=floor)
+            theirs = get_wsd_schedule(made, warmup, 20, 60, decay_type=form, min_lr_ratio=floor)
+            pairs.append((ours, theirs))
+    for ours, theirs in pairs:
+        for step in range(80):
+            expected = theirs.lr_lambdas[0](step)
+            assert ours.factor(step) == pytest.approx(expected, abs=1e-12), (ours, step)
+
+
+def test_a_rate_is_warmed_again_from_where_it_ended() -> None:
+    """Gupta et al. 2023, section 3: up in a line to the whole rate, a cosine to a tenth of it."""
+    again = Rewarmed(total=110, warmup=10)
+    by_hand = {0: 0.1, 5: 0.55, 10: 1.0, 60: 0.55, 110: 0.1, 400: 0.1}
+    for step, factor in by_hand.items():
+        assert again.factor(step) == pytest.approx(factor)
+    assert Rewarmed(total=110, warmup=0).factor(0) == 1.0
+    with pytest.raises(KeifuError, match="start 2"):
+        Rewarmed(total=110, warmup=10, start=2.0)
 
 
 def test_noam_is_equation_3_of_the_paper() -> None:
@@ -65,6 +104,12 @@ def test_constant_warms_up() -> None:
 def test_steps_that_do_not_fit_are_said() -> None:
     with pytest.raises(KeifuError, match="warm-up of 50 steps does not fit into 50"):
         Linear(total=50, warmup=50)
+    with pytest.raises(KeifuError, match="a decay of 45 steps does not fit into 50 of which 10"):
+        WSD(total=50, decay=45, warmup=10)
+    with pytest.raises(KeifuError, match=r"cosin.*nearest: cosine"):
+        WSD(total=50, decay=4, form="cosin")
+    with pytest.raises(KeifuError, match="timescale 0"):
+        InverseSquareRoot(timescale=0)
     with pytest.raises(KeifuError, match="9 steps are too few"):
         SlantedTriangular(total=9)
     with pytest.raises(KeifuError, match=r"cut_frac 1\.5"):
