@@ -81,7 +81,7 @@ class EightBit(OneByOne):
         if group["coupled"]:
             flat = flat + group["weight_decay"] * changed
             settings = {**group, "weight_decay": 0.0}
-        adam_(changed, flat, *moments, state["step"], settings)
+        adam_(changed, flat, moments[0], moments[1], state["step"], settings)
         weight.copy_(changed.view_as(weight))
         for (name, signed), moment in zip(MOMENTS, moments, strict=True):
             if weight.numel() < SMALL:

@@ -71,10 +71,10 @@ class Factored(OneByOne):
 def _inverse_root(square: Tensor, state: dict[str, Any], kept: float) -> Tensor:
     """1 / sqrt of the second moment after one more squared gradient."""
     if square.dim() < 2:
-        moment = state.setdefault("second", torch.zeros_like(square))
+        moment: Tensor = state.setdefault("second", torch.zeros_like(square))
         return moment.lerp_(square, 1 - kept).rsqrt()
-    rows = state.setdefault("rows", torch.zeros_like(square[..., 0]))
-    columns = state.setdefault("columns", torch.zeros_like(square[..., 0, :]))
+    rows: Tensor = state.setdefault("rows", torch.zeros_like(square[..., 0]))
+    columns: Tensor = state.setdefault("columns", torch.zeros_like(square[..., 0, :]))
     rows.lerp_(square.mean(-1), 1 - kept)
     columns.lerp_(square.mean(-2), 1 - kept)
     over_mean = (rows / rows.mean(-1, keepdim=True)).rsqrt_()

@@ -7,12 +7,13 @@ are compared by Hägele et al. 2024 (Scaling Laws Beyond Fixed Training Duration
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from keifu.core.errors import KeifuError, unknown
 from keifu.training.schedule import Schedule, check_steps
 
-FORMS = {
+FORMS: dict[str, Callable[[float], float]] = {
     "linear": lambda done: 1 - done,
     "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
     "sqrt": lambda done: 1 - math.sqrt(done),
