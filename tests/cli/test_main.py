@@ -191,3 +191,10 @@ def test_sigint_is_130_and_quiet() -> None:
     assert process.returncode == 130
     assert "Traceback" not in err
     assert out.endswith("\n")
+
+
+def test_as_a_module() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "keifu", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("keifu ")
