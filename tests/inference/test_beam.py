@@ -20,10 +20,11 @@ from keifu.nn.heads import LMHead
 from keifu.nn.pair import PairModule
 from keifu.nn.stack import StackModule
 from keifu.nn.state import state_bytes
-from tests.families.conftest import one_thread  # noqa: F401 (a fixture for all of these)
 from tests.families.pair_parity import converted_pair, engine_of, numbers, same_generate
 from tests.families.parity import tokens
 from tests.families.seq2seq import SIZES, randomised
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 END = 1
 

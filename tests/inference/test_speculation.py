@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -30,6 +30,8 @@ from keifu.inference.stream import Stream
 from keifu.nn.stack import StackModule
 from keifu.nn.state import StatePool
 from tests.inference.test_engine import byte_tokenizer
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 NAMES = ("llama", "mistral", "mamba", "griffin")
 """Per-token state, a window of it, a recurrence, and one beside a window."""
@@ -97,14 +99,6 @@ def told(prompts: Sequence[Sequence[int]], plain: Sequence[Completion], wrong: i
 
 PROMPTS = [list(range(3, 3 + k)) for k in (1, 5, 9, 20)]
 GREEDY = Sampling(max_tokens=24, temperature=0.0)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module", params=NAMES)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -23,6 +22,8 @@ from keifu.nn.stack import StackModule
 from keifu.nn.state import StatePool
 from tests.inference.test_engine import byte_tokenizer
 from tests.inference.test_speculation import built, eager, nearly
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 LETTERS = (3, 4, 5, 6)
 HOT, DRAWS, AT_ONCE = 6.0, 1024, 64
@@ -40,14 +41,6 @@ def prompt() -> list[int]:
         if not any(tuple(text[i : i + 3]) == row for i in range(len(text))):
             text += row
     return text
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

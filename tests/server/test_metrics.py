@@ -9,7 +9,6 @@ from typing import Any
 
 import httpx
 import pytest
-import torch
 from prometheus_client.parser import text_string_to_metric_families
 from torch import Tensor
 
@@ -27,6 +26,8 @@ from keifu.server.settings import Access
 from tests.inference.test_engine import VOCAB, byte_tokenizer
 from tests.inference.test_speculation import eager
 from tests.server.harness import FakeLM, Running, running
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 Samples = dict[str, list[tuple[dict[str, str], float]]]
 
@@ -49,14 +50,6 @@ SPECULATION = ("num_drafts", "num_draft_tokens", "num_accepted_tokens")
 TTFT = [0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5]
 TTFT += [10.0, 20.0, 40.0, 80.0, 160.0, 640.0, 2560.0]
 """vLLM's bounds for the time to first token."""
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,8 @@ from keifu.training.objectives.span import Span, span_labels
 from recipes import encoder_heads
 from tests.families.parity import converted, randomise, tokens
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SIZES: dict[str, Any] = {
     "vocab_size": 96,
     "hidden_size": 32,
@@ -26,14 +28,6 @@ SIZES: dict[str, Any] = {
     "num_attention_heads": 4,
     "max_position_embeddings": 40,
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def both(suffix: str) -> tuple[Any, Any]:
