@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from keifu.nn.linear import Embedding, Linear
 from keifu.nn.part import Part, parameter
+from keifu.nn.projection import Projecting, Projection, matrix
 from keifu.nn.split import Cut, Gather, Rank, Split, outs
 
 
@@ -44,7 +45,7 @@ class LMHead(Part):
         )
 
 
-class _LMHead(nn.Module):
+class _LMHead(Projecting):
     shift: Tensor | None
 
     def __init__(self, spec: LMHead) -> None:
@@ -69,3 +70,18 @@ class _LMHead(nn.Module):
         if self.spec.softcap is not None:
             logits = self.spec.softcap * torch.tanh(logits / self.spec.softcap)
         return logits if self.shift is None else logits + self.shift
+
+    def projection(self, x: Tensor, table: Embedding) -> Projection | None:
+        """The same, not made yet; a head's own bias and a tied one's are added alike."""
+        weight = matrix(self.out, table)
+        if weight is None:
+            return None
+        return Projection(
+            x=x if self.project is None else self.project(x),
+            weight=weight,
+            bias=self.bias if self.out is None else self.out.bias,
+            scale=self.spec.scale,
+            softcap=self.spec.softcap,
+            shift=self.shift,
+            spread=self.spread,
+        )

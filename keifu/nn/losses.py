@@ -8,6 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from keifu.nn.linear_loss import IGNORE as IGNORE
+from keifu.nn.linear_loss import LinearLoss as LinearLoss
+from keifu.nn.linear_loss import linear_cross_entropy as linear_cross_entropy
+
 
 def z_loss(logits: Tensor, *, weight: float = 1e-4, keep: Tensor | None = None) -> Tensor:
     """weight * mean(log(Z)^2), Z the softmax's normaliser: pulls log(Z) towards 0.
@@ -44,10 +48,6 @@ def balance(scores: Tensor, chosen: Tensor) -> Tensor:
     tokens, experts = scores.shape
     share = torch.bincount(chosen, minlength=experts) / tokens
     return experts * (share * scores.softmax(-1).mean(0)).sum()
-
-
-IGNORE = -100
-"""The label of an item that does not count."""
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, *, smoothing: float = 0.0) -> Tensor:

@@ -7,11 +7,12 @@ placement that the part's join names (`torch.distributed.tensor`), made whole in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
@@ -20,6 +21,7 @@ from keifu.nn.kernels.formats import Packed
 from keifu.nn.linear import Weight
 from keifu.nn.pair import PairModule
 from keifu.nn.part import Part, build
+from keifu.nn.projection import Projecting, Spread
 from keifu.nn.split import Gather, Join, Rank, Rows, Split, Value, dense, share_of
 from keifu.nn.stack import StackModule
 
@@ -57,6 +59,9 @@ def _join(module: nn.Module, join: Join, mesh: DeviceMesh) -> None:
         module.forward = looked_up
         return
 
+    if isinstance(join, Gather) and isinstance(module, Projecting):
+        module.spread = spread(mesh, join.total)
+
     def whole(_: nn.Module, args: Any, out: Tensor) -> Tensor:
         if isinstance(join, Gather):
             shape = torch.Size((*out.shape[:-1], join.total))
@@ -64,6 +69,23 @@ def _join(module: nn.Module, join: Join, mesh: DeviceMesh) -> None:
         return made_whole(out, mesh, Partial(), out.shape)
 
     module.register_forward_hook(whole)
+
+
+def spread(mesh: DeviceMesh, total: int) -> Spread:
+    """A vocabulary of `total` over the mesh's processes, for losses that leave the logits there."""
+
+    def over(how: dist.ReduceOp.RedOpType) -> Callable[[Tensor], Tensor]:
+        def joined(x: Tensor) -> Tensor:
+            out = x.contiguous().clone()
+            dist.all_reduce(out, op=how, group=mesh.get_group())
+            return out
+
+        return joined
+
+    first, _ = Rank(mesh.get_local_rank(), mesh.size()).chunk(total, "tokens of vocabulary")
+    return Spread(
+        first=first, total=total, sum=over(dist.ReduceOp.SUM), max=over(dist.ReduceOp.MAX)
+    )
 
 
 def made_whole(x: Tensor, mesh: DeviceMesh, placement: Placement, shape: torch.Size) -> Tensor:

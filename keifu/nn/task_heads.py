@@ -17,6 +17,7 @@ from keifu.nn.activations import ACTIVATIONS
 from keifu.nn.linear import Embedding, Linear
 from keifu.nn.norms import Norm
 from keifu.nn.part import Part, parameter
+from keifu.nn.projection import Projecting, Projection, matrix
 from keifu.nn.step import Step
 
 
@@ -40,7 +41,7 @@ class MaskedLM(Part):
         return _MaskedLM(self)
 
 
-class _MaskedLM(nn.Module):
+class _MaskedLM(Projecting):
     def __init__(self, spec: MaskedLM) -> None:
         super().__init__()
         self.spec = spec
@@ -52,9 +53,20 @@ class _MaskedLM(nn.Module):
 
     def forward(self, x: Tensor, table: Embedding) -> Tensor:
         """x (tokens, width) -> logits (tokens, vocab) float32."""
-        x = self.norm(ACTIVATIONS[self.spec.act](self.dense(x)))
+        x = self._read(x)
         logits = table.project(x) if self.out is None else self.out(x)
         out: Tensor = logits.float() + self.bias.float()
+        return out
+
+    def projection(self, x: Tensor, table: Embedding) -> Projection | None:
+        """The same, not made yet."""
+        weight = matrix(self.out, table)
+        if weight is None:
+            return None
+        return Projection(x=self._read(x), weight=weight, bias=self.bias, spread=self.spread)
+
+    def _read(self, x: Tensor) -> Tensor:
+        out: Tensor = self.norm(ACTIVATIONS[self.spec.act](self.dense(x)))
         return out
 
 

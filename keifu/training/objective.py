@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from keifu.core.errors import KeifuError, unknown
-from keifu.nn.losses import IGNORE, cross_entropy
+from keifu.nn.losses import IGNORE, cross_entropy, linear_cross_entropy, z_loss
+from keifu.nn.projection import Projecting
 from keifu.nn.stack import StackModule
-from keifu.nn.step import Emit, ignore
+from keifu.nn.step import Emit, Step, ignore
 
 B = TypeVar("B")
 
@@ -103,3 +104,38 @@ def token_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Loss:
         count=count,
         metrics={"accuracy": (right, count)},
     )
+
+
+def head_loss(
+    stack: StackModule, hidden: Tensor, labels: Tensor, *, smoothing: float = 0.0, z: float = 0.0
+) -> Loss:
+    """Cross-entropy of the head's logits of hidden states (items, width), and z * log(Z)^2 of each.
+
+    The logits are made a chunk at a time where the head is a product at its end, and are never
+    whole in memory; other heads (packed, adapted) give theirs.
+    """
+    head = stack.head
+    product = None
+    if isinstance(head, Projecting):
+        product = head.projection(hidden, stack.input.table)
+    if product is None:
+        logits = stack.logits(hidden)
+        if logits is None:
+            raise KeifuError("this objective needs a model with a language-model head")
+        own = token_loss(logits, labels, smoothing)
+        extra = z_loss(logits, weight=z) * own.count
+        return own if not z else replace(
+            own, total=own.total + extra, metrics={**own.metrics, "z": (extra.detach(), own.count)}
+        )  # fmt: skip
+    size = product.weight.shape[0] if product.spread is None else product.spread.total
+    check_labels(labels, size)
+    found, count = linear_cross_entropy(product, labels, smoothing=smoothing, z=z), labels.numel()
+    metrics: dict[str, tuple[Tensor | float, float]] = {"accuracy": (found.right, count)}
+    if z:
+        metrics["z"] = (found.z.detach(), count)
+    return Loss(total=found.total, count=count, metrics=metrics)
+
+
+def states(stack: StackModule, ids: Tensor, step: Step) -> Tensor:
+    """The last hidden states (tokens, width), no logits made."""
+    return stack.run(ids, step, select=ids.new_zeros(0)).hidden

@@ -1,0 +1,196 @@
+"""Cross-entropy of a product's rows, without ever holding the logits of all of them.
+
+The gradient is made in the forward pass, chunk after chunk of tokens, and only those of the states
+and of the matrix are kept: Liger Kernel (Hsu et al. 2024, arXiv 2410.10989, section 3.2) and Cut
+Cross-Entropy (Wijmans et al. 2024, arXiv 2411.09009) do the same on a device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from keifu.nn.projection import Projection, Spread
+
+IGNORE = -100
+"""The label of an item that does not count."""
+CHUNK, FEWEST = 1 << 22, 128
+"""Logits held at once, and the tokens that a chunk has at least."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LinearLoss:
+    """Sums over the tokens that count."""
+
+    total: Tensor
+    """Scalar with a gradient: cross-entropy and z together."""
+    z: Tensor
+    """Scalar: z's part of it."""
+    right: Tensor
+    """Scalar: tokens whose label has the highest logit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _How:
+    scale: float
+    softcap: float | None
+    smoothing: float
+    z: float
+    rows: int
+    spread: Spread | None
+    learn: bool
+
+
+def linear_cross_entropy(
+    given: Projection,
+    labels: Tensor,
+    *,
+    smoothing: float = 0.0,
+    z: float = 0.0,
+    rows: int | None = None,
+) -> LinearLoss:
+    """sum_t -log softmax(logits_t)[label_t] + z * log(Z_t)^2, the logits made in chunks.
+
+    Equals `cross_entropy` and `z_loss` of the whole logits, and so do the gradients of `x`,
+    `weight` and `bias`; sums are in float32 or wider, the products in the weight's precision.
+
+    Args:
+        labels: (tokens,) ids of the whole vocabulary, or IGNORE.
+        smoothing: of the labels, evenly over all classes (Szegedy et al. 2016, section 7).
+        z: weight of the z-loss (Chowdhery et al. 2022, section 5), a sum here.
+        rows: tokens of a chunk; None: so many that `CHUNK` logits are held.
+    """
+    size = given.weight.shape[0]
+    how = _How(
+        scale=given.scale,
+        softcap=given.softcap,
+        smoothing=smoothing,
+        z=z,
+        rows=rows or max(FEWEST, CHUNK // size),
+        spread=given.spread,
+        learn=torch.is_grad_enabled(),
+    )
+    total, squared, right = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        given.x, given.weight, given.bias, given.shift, labels, how
+    )
+    return LinearLoss(total=total, z=squared, right=right)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Everything in `forward`; `backward` scales what it kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        shift: Tensor | None,
+        labels: Tensor,
+        how: _How,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        wanted = [how.learn and needed for needed in ctx.needs_input_grad[:3]]
+        grads = [
+            torch.zeros_like(part) if part is not None and want else None
+            for part, want in zip((x, weight, bias), wanted, strict=True)
+        ]
+        sums = torch.zeros(2, dtype=wide, device=x.device)
+        right = torch.zeros((), dtype=torch.long, device=x.device)
+        for start in range(0, x.shape[0], how.rows):
+            span = slice(start, start + how.rows)
+            some = x[span].to(weight.dtype)
+            logits = (some @ weight.T).to(wide)
+            if bias is not None:
+                logits += bias.to(wide)
+            told = _Chunk(logits, shift, labels[span], how)
+            sums += told.sums
+            right += told.right
+            if any(wanted):
+                slope = told.slope().to(weight.dtype)
+                _added(grads, span, slope, some, weight)
+        if how.spread is not None and grads[0] is not None:
+            grads[0] = how.spread.sum(grads[0])
+        ctx.save_for_backward(*grads)
+        ctx.mark_non_differentiable(sums[1], right)
+        return sums[0], sums[1], right
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, by: Tensor, *others: Tensor) -> tuple[Tensor | None, ...]:
+        whole = by.device.type == "cpu" and float(by) == 1.0
+        found = [g if g is None or whole else g * by.to(g.dtype) for g in ctx.saved_tensors]
+        return (*found, None, None, None)
+
+
+def _added(
+    grads: list[Tensor | None], span: slice, slope: Tensor, x: Tensor, weight: Tensor
+) -> None:
+    """Add a chunk's part to the gradients of x, weight and bias."""
+    if grads[0] is not None:
+        grads[0][span] = (slope @ weight).to(grads[0].dtype)
+    if grads[1] is not None:
+        grads[1].addmm_(slope.T, x)
+    if grads[2] is not None:
+        grads[2] += slope.sum(0)
+
+
+class _Chunk:
+    """The losses of some tokens, and what they ask of their products."""
+
+    def __init__(self, product: Tensor, shift: Tensor | None, labels: Tensor, how: _How) -> None:
+        self.how = how
+        self.keep = labels != IGNORE
+        size, spread = product.shape[-1], how.spread
+        self.classes = size if spread is None else spread.total
+        first = 0 if spread is None else spread.first
+        product *= how.scale
+        self.squashed: Tensor | None = None
+        logits = product
+        if how.softcap is not None:
+            self.squashed = product.div_(how.softcap).tanh_()
+            logits = self.squashed * how.softcap
+        if shift is not None:
+            logits = logits + shift
+        mine = self.keep & (labels >= first) & (labels < first + size)
+        self.at = torch.where(mine, labels - first, 0)[:, None]
+        self.mine = mine[:, None]
+        of_label = torch.where(self.mine, logits.gather(1, self.at), 0.0)[:, 0]
+        top, place = logits.max(-1)
+        place = place + first
+        spare = logits.sum(-1) if how.smoothing else None
+        if spread is not None:
+            best = spread.max(top)
+            place = -spread.max(torch.where(top == best, -place, -self.classes))
+            top, of_label = best, spread.sum(of_label)
+            spare = None if spare is None else spread.sum(spare)
+        logits -= top[:, None]
+        self.shares = logits.exp_()
+        size_of = self.shares.sum(-1)
+        if spread is not None:
+            size_of = spread.sum(size_of)
+        self.shares /= size_of[:, None]
+        self.log_z = top + size_of.log()
+        loss = self.log_z - (1 - how.smoothing) * of_label
+        if spare is not None:
+            loss = loss - how.smoothing / self.classes * spare
+        squared = how.z * self.log_z.square()
+        both = torch.stack([loss + squared, squared])
+        self.sums = both.masked_fill(~self.keep, 0.0).sum(1)
+        self.right = ((place == labels) & self.keep).sum()
+
+    def slope(self) -> Tensor:
+        """The gradient (tokens, vocab) of the product; takes the place of the shares."""
+        how, slope = self.how, self.shares
+        slope *= (1 + 2 * how.z * self.log_z)[:, None]
+        if how.smoothing:
+            slope -= how.smoothing / self.classes
+        slope.scatter_add_(1, self.at, torch.where(self.mine, how.smoothing - 1, 0.0).to(slope))
+        if self.squashed is not None:
+            slope *= self.squashed.square_().neg_().add_(1)
+        slope *= self.keep[:, None] * how.scale
+        return slope
