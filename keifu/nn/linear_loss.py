@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from keifu.nn.projection import Projection, Spread
 
@@ -120,7 +121,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return sums[0], sums[1], right
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, by: Tensor, *others: Tensor) -> tuple[Tensor | None, ...]:
         whole = by.device.type == "cpu" and float(by) == 1.0
         found = [g if g is None or whole else g * by.to(g.dtype) for g in ctx.saved_tensors]
@@ -143,12 +144,11 @@ class _Chunk:
     """The losses of some tokens, and what they ask of their products."""
 
     def __init__(self, product: Tensor, shift: Tensor | None, labels: Tensor, how: _How) -> None:
-        self.how = how
-        self.keep = labels != IGNORE
-        size, spread = product.shape[-1], how.spread
-        self.classes = size if spread is None else spread.total
-        first = 0 if spread is None else spread.first
-        product *= how.scale
+        self.how, self.keep, spread = how, labels != IGNORE, how.spread
+        size = product.shape[-1]
+        self.classes, first = (size, 0) if spread is None else (spread.total, spread.first)
+        if how.scale != 1.0:
+            product *= how.scale
         self.squashed: Tensor | None = None
         logits = product
         if how.softcap is not None:
@@ -157,40 +157,44 @@ class _Chunk:
         if shift is not None:
             logits = logits + shift
         mine = self.keep & (labels >= first) & (labels < first + size)
-        self.at = torch.where(mine, labels - first, 0)[:, None]
-        self.mine = mine[:, None]
-        of_label = torch.where(self.mine, logits.gather(1, self.at), 0.0)[:, 0]
+        self.at, self.mine = torch.where(mine, labels - first, 0)[:, None], mine[:, None]
         top, place = logits.max(-1)
-        place = place + first
-        spare = logits.sum(-1) if how.smoothing else None
-        if spread is not None:
+        if spread is None:
+            self.log_p = logits.log_softmax(-1)
+            self.log_z = (logits.gather(1, self.at) - self.log_p.gather(1, self.at))[:, 0]
+        else:
             best = spread.max(top)
-            place = -spread.max(torch.where(top == best, -place, -self.classes))
-            top, of_label = best, spread.sum(of_label)
-            spare = None if spare is None else spread.sum(spare)
-        logits -= top[:, None]
-        self.shares = logits.exp_()
-        size_of = self.shares.sum(-1)
-        if spread is not None:
-            size_of = spread.sum(size_of)
-        self.shares /= size_of[:, None]
-        self.log_z = top + size_of.log()
-        loss = self.log_z - (1 - how.smoothing) * of_label
-        if spare is not None:
-            loss = loss - how.smoothing / self.classes * spare
-        squared = how.z * self.log_z.square()
-        both = torch.stack([loss + squared, squared])
-        self.sums = both.masked_fill(~self.keep, 0.0).sum(1)
+            place = -spread.max(torch.where(top == best, -place - first, -self.classes))
+            self.log_z = best + spread.sum((logits - best[:, None]).exp().sum(-1)).log()
+            self.log_p = logits - self.log_z[:, None]
         self.right = ((place == labels) & self.keep).sum()
+        self.sums = self._sums(labels)
+
+    def _sums(self, labels: Tensor) -> Tensor:
+        """(2,) loss and z's part of it."""
+        how = self.how
+        if how.spread is None:  # as torch adds them up, to the last bit
+            own = F.nll_loss(self.log_p, labels, reduction="sum", ignore_index=IGNORE)
+        else:
+            of_label = torch.where(self.mine, self.log_p.gather(1, self.at), 0.0).sum()
+            own = -how.spread.sum(of_label)
+        if how.smoothing:
+            spare = self.log_p.sum(-1).masked_fill(~self.keep, 0.0).sum()
+            spare = spare if how.spread is None else how.spread.sum(spare)
+            own = (1 - how.smoothing) * own - how.smoothing / self.classes * spare
+        squared = how.z * self.log_z.square().masked_fill(~self.keep, 0.0).sum()
+        return torch.stack([own + squared, squared])
 
     def slope(self) -> Tensor:
-        """The gradient (tokens, vocab) of the product; takes the place of the shares."""
-        how, slope = self.how, self.shares
-        slope *= (1 + 2 * how.z * self.log_z)[:, None]
+        """The gradient (tokens, vocab) of the product; takes the place of the log-probabilities."""
+        how, slope = self.how, self.log_p.exp_()
+        if how.z:
+            slope *= (1 + 2 * how.z * self.log_z)[:, None]
         if how.smoothing:
             slope -= how.smoothing / self.classes
         slope.scatter_add_(1, self.at, torch.where(self.mine, how.smoothing - 1, 0.0).to(slope))
         if self.squashed is not None:
             slope *= self.squashed.square_().neg_().add_(1)
-        slope *= self.keep[:, None] * how.scale
-        return slope
+        if how.scale != 1.0:
+            slope *= how.scale
+        return slope.masked_fill_(~self.keep[:, None], 0.0)

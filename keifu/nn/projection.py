@@ -63,4 +63,3 @@ def matrix(own: Linear | None, table: Embedding) -> Tensor | None:
     if own is None:
         return table.weight
     return own.weight if not own.deltas and not own._forward_hooks else None
-

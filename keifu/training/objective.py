@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from keifu.core.errors import KeifuError, unknown
+from keifu.nn.linear import Embedding
 from keifu.nn.losses import IGNORE, cross_entropy, linear_cross_entropy, z_loss
 from keifu.nn.projection import Projecting
 from keifu.nn.stack import StackModule
@@ -114,10 +115,9 @@ def head_loss(
     The logits are made a chunk at a time where the head is a product at its end, and are never
     whole in memory; other heads (packed, adapted) give theirs.
     """
-    head = stack.head
-    product = None
-    if isinstance(head, Projecting):
-        product = head.projection(hidden, stack.input.table)
+    product, table = None, stack.input.table
+    if isinstance(stack.head, Projecting) and isinstance(table, Embedding):
+        product = stack.head.projection(hidden, table)
     if product is None:
         logits = stack.logits(hidden)
         if logits is None:

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from keifu.nn.heads import LMHead
-from keifu.nn.linear import Embedding
+from keifu.nn.linear import Embedding, Linear
 from keifu.nn.losses import IGNORE, linear_cross_entropy, z_loss
 from keifu.nn.norms import LayerNorm
 from keifu.nn.projection import Projecting, Projection, Spread
@@ -116,7 +116,7 @@ class Largest(TorchDispatchMode):
     """Hears the size of every tensor that comes into being."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.most = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -133,8 +133,9 @@ def test_no_tensor_is_as_large_as_the_logits() -> None:
 
     def most(loss: Callable[[], Tensor]) -> int:
         with Largest() as heard:
-            loss().backward()  # type: ignore[no-untyped-call]
-        return heard.most
+            loss().backward()
+        found: int = heard.most
+        return found
 
     chunked = most(lambda: linear_cross_entropy(made, labels, rows=16, z=1e-4).total)
     whole = most(lambda: plain(made, labels, 0.0, 1e-4))
@@ -250,5 +251,7 @@ def test_an_adapter_on_the_head_is_not_passed_by() -> None:
     assert isinstance(head, Projecting)
     table, x = Embedding(VOCAB, WIDTH), drawn(3, WIDTH)
     assert head.projection(x, table) is not None
-    head.get_submodule("out").deltas.append(lambda x, y: y + 1)
+    out = head.get_submodule("out")
+    assert isinstance(out, Linear)
+    out.deltas.append(lambda x, y: y + 1)
     assert head.projection(x, table) is None

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from keifu.core.errors import KeifuError
 from keifu.nn.losses import IGNORE
 from keifu.training.batch import Sequences
-from keifu.training.objective import Auxiliary, Loss, Objective, stack_of, token_loss
+from keifu.training.objective import Auxiliary, Loss, Objective, head_loss, stack_of, states
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,18 +27,18 @@ class CausalLM(Objective[Sequences]):
 
     smoothing: float = 0.0
     """Label smoothing"""
+    z: float = 0.0
+    """Weight of log(Z)^2 (Chowdhery et al. 2022, section 5: 1e-4)"""
     auxiliary: Mapping[str, float] = field(default_factory=dict)
     """Weights of losses that layers emit, by name (of experts: balance, router_z)"""
 
     def __call__(self, model: nn.Module, batch: Sequences) -> Loss:
         """The loss of a batch."""
-        at, labels = shifted(batch)
+        stack, (at, labels) = stack_of(model, "causal-lm"), shifted(batch)
         auxiliary = Auxiliary(self.auxiliary)
-        step = batch.step(auxiliary.emit)
-        logits = stack_of(model, "causal-lm").run(batch.ids, step, select=at).logits
-        if logits is None:
-            raise KeifuError("causal-lm needs a model with a language-model head")
-        return auxiliary.added(token_loss(logits, labels, self.smoothing))
+        hidden = states(stack, batch.ids, batch.step(auxiliary.emit))[at]
+        own = head_loss(stack, hidden, labels, smoothing=self.smoothing, z=self.z)
+        return auxiliary.added(own)
 
 
 def shifted(batch: Sequences) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from torch import nn
 from keifu.core.errors import KeifuError
 from keifu.nn.losses import IGNORE
 from keifu.training.batch import Sequences
-from keifu.training.objective import Loss, Objective, stack_of, token_loss
+from keifu.training.objective import Loss, Objective, head_loss, stack_of, states
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,10 +26,8 @@ class MaskedLM(Objective[Sequences]):
         if labels is None or labels.shape != batch.ids.shape:
             raise KeifuError("masked-lm needs a label a token: IGNORE (-100) where none is hidden")
         at = (labels != IGNORE).nonzero()[:, 0]
-        logits = stack_of(model, "masked-lm").run(batch.ids, batch.step(), select=at).logits
-        if logits is None:
-            raise KeifuError("masked-lm needs a model with a language-model head")
-        return token_loss(logits, labels[at])
+        stack = stack_of(model, "masked-lm")
+        return head_loss(stack, states(stack, batch.ids, batch.step())[at], labels[at])
 
 
 objective = MaskedLM

@@ -8,12 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import nn
 
 from keifu.core.errors import KeifuError
+from keifu.nn.losses import IGNORE
 from keifu.nn.pair import PairModule
+from keifu.nn.step import fresh_step
 from keifu.training.batch import Pairs
-from keifu.training.objective import Auxiliary, Loss, Objective, token_loss
+from keifu.training.objective import Auxiliary, Loss, Objective, head_loss, states
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +25,8 @@ class Seq2Seq(Objective[Pairs]):
 
     smoothing: float = 0.0
     """Label smoothing"""
+    z: float = 0.0
+    """Weight of log(Z)^2"""
     auxiliary: Mapping[str, float] = field(default_factory=dict)
     """Weights of losses that layers emit, by name (of experts: balance, router_z)"""
 
@@ -29,22 +34,25 @@ class Seq2Seq(Objective[Pairs]):
         """The loss of a batch."""
         if not isinstance(model, PairModule):
             raise KeifuError(f"seq2seq trains an encoder and decoder, not {type(model).__name__}")
-        source, source_mask = batch.source.grid()
-        target, mask = batch.target.grid()
-        keep = mask[:, 1:]
-        auxiliary = Auxiliary(self.auxiliary)
-        out = model(
-            source,
-            target[:, :-1],
-            source_mask=source_mask,
-            landmarks=batch.source.landmarks,
-            target_mask=keep,
+        auxiliary, target = Auxiliary(self.auxiliary), batch.target
+        memory = model.read(batch.source.ids, batch.source.step(auxiliary.emit))
+        lasts = torch.zeros_like(target.ids, dtype=torch.bool)
+        lasts[target.lasts()] = True
+        step = fresh_step(
+            [n - 1 for n in target.lengths],
+            target.ids.device,
+            memories={model.spec.memory: memory},
             emit=auxiliary.emit,
         )
-        if out.logits is None:
-            raise KeifuError("seq2seq needs a decoder with a language-model head")
-        labels = target[:, 1:][keep]
-        return auxiliary.added(token_loss(out.logits[keep], labels, self.smoothing))
+        hidden = states(model.decoder, target.ids[~lasts], step)
+        firsts = torch.zeros_like(lasts)
+        firsts[target.firsts()] = True
+        labels = (target.ids if target.labels is None else target.labels)[~firsts]
+        keep = labels != IGNORE
+        own = head_loss(
+            model.decoder, hidden[keep], labels[keep], smoothing=self.smoothing, z=self.z
+        )
+        return auxiliary.added(own)
 
 
 objective = Seq2Seq
