@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import collections.abc
 import dataclasses
 import math
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
@@ -67,28 +68,15 @@ def converted(hint: Any, value: Any, place: str) -> Any:
         return value
     if origin in (Union, types.UnionType):
         return _any(inner, value, place)
-    if origin is Literal:
-        if value in inner:
+    if origin is Literal or hint is types.NoneType:
+        allowed = inner or (None,)
+        if value in allowed:
             return value
-        raise _wrong(place, f"one of {', '.join(map(repr, inner))}", value)
-    if hint is types.NoneType:
-        if value is None:
-            return None
-        raise _wrong(place, "nothing", value)
-    if origin is tuple or hint is tuple:
-        return _tuple(inner, value, place)
-    if origin in (list, Sequence, _abc(Sequence)):
-        return _tuple((inner[0], ...), value, place)
-    if origin in (dict, _abc(Mapping)):
-        if not isinstance(value, Mapping):
-            raise _wrong(place, "`name: value` lines", value)
-        return {str(k): converted(inner[1], v, f"{place}.{k}") for k, v in value.items()}
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        if isinstance(value, hint):
-            return value
-        if not isinstance(value, Mapping):
-            raise _wrong(place, "`name: value` lines", value)
-        return made(hint, value, f"{place}.")
+        raise _wrong(place, f"one of {', '.join(map(repr, allowed))}", value)
+    if origin in (tuple, list, collections.abc.Sequence):
+        return _tuple(inner if origin is tuple else (inner[0], ...), value, place)
+    if origin in (dict, collections.abc.Mapping) or dataclasses.is_dataclass(hint):
+        return _mapping(hint, inner, value, place)
     return _plain(hint, value, place)
 
 
@@ -118,9 +106,15 @@ def differences(before: Any, after: Any, place: str = "") -> list[str]:
     return [] if before == after else [f"{place}: {before} -> {after}"]
 
 
-def _abc(kind: Any) -> Any:
-    """What typing calls the origin of an abstract collection."""
-    return typing.get_origin(kind[int] if kind is Sequence else kind[str, int])
+def _mapping(hint: Any, inner: tuple[Any, ...], value: Any, place: str) -> Any:
+    """A mapping of one type throughout, or a dataclass."""
+    if isinstance(hint, type) and isinstance(value, hint):
+        return value
+    if not isinstance(value, Mapping):
+        raise _wrong(place, "`name: value` lines", value)
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return made(hint, value, f"{place}.")
+    return {str(k): converted(inner[1], v, f"{place}.{k}") for k, v in value.items()}
 
 
 def _any(inner: tuple[Any, ...], value: Any, place: str) -> Any:

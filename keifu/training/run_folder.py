@@ -196,6 +196,7 @@ def _record(line: Mapping[str, Any], path: Path) -> Record:
         values = {name: line[name] for name in _FIELDS}
         for name in ("loss", "norm", "lr"):
             values[name] = _number(values[name])
+        values["batches"] = tuple(values["batches"])
         values["metrics"] = {k: _number(v) for k, v in values["metrics"].items()}
         return Record(**values)
     except (KeyError, TypeError, ValueError, AttributeError) as bad:

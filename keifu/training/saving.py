@@ -64,16 +64,14 @@ def snapshot(
     facts: dict[str, Any],
     settings: dict[str, Any] | None = None,
 ) -> Snapshot:
-    """A copy of weights and state; the records of the steps stay in metrics.jsonl.
+    """A copy of weights and state; what the steps did stays in metrics.jsonl.
 
     Args:
         facts: what else going on must find as it was (the world's size, a digest of the data).
     """
-    state = trainer.state_dict()
-    run = {name: value for name, value in state["run"].items() if name != "history"}
     return Snapshot(
         model=Saved.of(family, model, tokenizer, settings=settings, copy=True),
-        state=frozen({**state, "run": run, "facts": facts}),
+        state=frozen({**trainer.state_dict(), "facts": facts}),
     )
 
 
@@ -93,9 +91,9 @@ def restore(trainer: Trainer[Any], folder: RunFolder, checkpoint: Path) -> dict[
     """
     state = read_state(checkpoint / STATE)
     try:
-        facts, run = dict(state.pop("facts")), dict(state["run"])
-        history = folder.resumed(int(run["step"]))
-        trainer.load_state_dict({**state, "run": {**run, "history": history}})
+        facts = dict(state.pop("facts"))
+        trainer.load_state_dict(state)
+        trainer.history = folder.resumed(trainer.state.step)
     except (KeyError, TypeError, ValueError) as bad:
         raise FormatError(f"{checkpoint / STATE} is not this run's state: {bad}") from bad
     return facts
