@@ -160,9 +160,9 @@ def _local(ref: str) -> Path | None:
     if any((path / name).is_file() for name in ("config.json", "params.json", "modules.json")):
         return path
     if whole.is_run(path):
-        if (found := whole.latest_whole(path)) is None:
+        if (latest := whole.latest_whole(path)) is None:
             raise KeifuError(f"the run in {ref} has no whole checkpoint yet")
-        return found
+        return latest
     if any(path.glob("*weights.hdf5")):
         return path
     files = sorted(path.glob("*.gguf"))
