@@ -14,7 +14,7 @@ import keifu
 from keifu.cli.verbs import Verb, Verbs
 from keifu.core.errors import KeifuError
 
-RUN, CHANGE = "Run a model", "Change a model"
+RUN, MAKE, CHANGE = "Run a model", "Make a model", "Change a model"
 USE, KNOW = "Use a model", "Understand a model"
 
 
@@ -25,6 +25,7 @@ VERBS = {
     "gist": Verb("keifu.cli.gist:command", RUN, "Press a prompt into a few tokens' cache."),
     "ask": Verb("keifu.cli.ask:command", USE, "Ask about documents, however long."),
     "agent": Verb("keifu.cli.agent:app", USE, "Let a model work in several steps."),
+    "data": Verb("keifu.cli.data:app", MAKE, "From raw text to what training reads."),
     "models": Verb("keifu.cli.models:app", RUN, "Pull, list, show and remove models."),
     "convert": Verb("keifu.cli.convert:command", CHANGE, "Another format or type, checked."),
     "export": Verb("keifu.cli.export:command", CHANGE, "Hand a model to vLLM, llama.cpp..."),

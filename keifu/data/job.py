@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from keifu.core.errors import FormatError, KeifuError
 from keifu.data.bad import Bad
@@ -31,7 +31,7 @@ class Encoding:
 
     column: str = "text"
     """Column that holds the text"""
-    unit: str = "file"
+    unit: Literal["file", "line", "paragraph"] = "file"
     """What one document of a text file is: "file", "line" or "paragraph\""""
     prompt: str | None = None
     """Column with a text that comes first and is not learnt"""
@@ -54,7 +54,7 @@ class Encoding:
 
     def reading(self) -> Reading:
         """As the readers of files know it."""
-        return Reading(column=self.column, unit=self.unit, split=self.split)  # type: ignore[arg-type]
+        return Reading(column=self.column, unit=self.unit, split=self.split)
 
 
 @dataclass(frozen=True)
