@@ -1,0 +1,135 @@
+"""What a build has finished, a line a chunk, so that a killed one goes on with the same result."""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from keifu.core.errors import ConfigError, KeifuError
+
+Looks = Sequence[Sequence[tuple[int, bytes]]]
+"""For each corpus step: (number of the document, what it saw), in order."""
+
+
+class Journal:
+    """The growing output file of a build and the notes on its chunks, both in one folder.
+
+    A chunk is done when its note is on the disk, which is after its documents are.
+    """
+
+    def __init__(self, folder: Path, recipe: Mapping[str, Any], *, restart: bool = False) -> None:
+        """Open or begin.
+
+        Raises:
+            ConfigError: the folder was begun with another recipe (and is not to begin again).
+            KeifuError: another build writes in it, or it cannot be written.
+        """
+        self.folder = folder
+        self._notes, self._part = folder / "build.journal", folder / "documents.jsonl.part"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.notes = _locked(self._notes)
+            self.part = open(self._part, "ab+")  # noqa: SIM115
+        except OSError as refused:
+            raise KeifuError(f"cannot write in {folder}: {refused.strerror}") from refused
+        lines = [] if restart else list(_whole(self.notes))
+        self.done: list[dict[str, Any]] = []
+        if lines:
+            _same(lines[0], recipe, folder)
+            size = self._part.stat().st_size
+            for line in lines[1:]:
+                if line["end"] <= size:
+                    self.done.append(line)
+        kept = 0 if not lines else sum(line["bytes"] for line in [lines[0], *self.done])
+        self.notes.truncate(kept)
+        self.part.truncate(self.end)
+        if not lines:
+            self._note(dict(recipe))
+
+    @property
+    def end(self) -> int:
+        """Bytes of the output that are done."""
+        return int(self.done[-1]["end"]) if self.done else 0
+
+    def add(self, documents: bytes, facts: Mapping[str, Any], looks: Looks) -> None:
+        """A chunk is finished."""
+        try:
+            self.part.write(documents)
+            self.part.flush()
+            os.fsync(self.part.fileno())
+            end = self.end + len(documents)
+            note = {**facts, "end": end, "looks": [_written(step) for step in looks]}
+            self._note(note)
+        except OSError as refused:
+            raise KeifuError(
+                f"cannot write in {self.folder}: {refused.strerror}: run it again, it goes on"
+            ) from refused
+        del note["looks"]  # they are needed once, by those who start again
+        self.done.append(note)
+
+    def looks(self, chunk: int) -> Looks:
+        """What the corpus steps saw of a chunk."""
+        return [
+            [(number, base64.b64decode(seen)) for number, seen in step]
+            for step in self.done[chunk].pop("looks")
+        ]
+
+    def finish(self) -> Path:
+        """The output file under its own name; the notes are gone."""
+        target = self.folder / "documents.jsonl"
+        self.part.close()
+        os.replace(self._part, target)
+        self._notes.unlink()
+        self.notes.close()
+        return target
+
+    def close(self) -> None:
+        """Leave it to a later run."""
+        self.part.close()
+        self.notes.close()
+
+    def _note(self, note: Mapping[str, Any]) -> None:
+        raw = json.dumps(note, separators=(",", ":")).encode()
+        self.notes.write(hashlib.sha256(raw).hexdigest()[:16].encode() + b" " + raw + b"\n")
+        self.notes.flush()
+        os.fsync(self.notes.fileno())
+
+
+def _written(step: Sequence[tuple[int, bytes]]) -> list[tuple[int, str]]:
+    return [(number, base64.b64encode(seen).decode()) for number, seen in step]
+
+
+def _locked(path: Path) -> BinaryIO:
+    file = open(path, "ab+")  # noqa: SIM115
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise KeifuError(f"another build writes in {path.parent}") from None
+    return file
+
+
+def _whole(file: BinaryIO) -> Iterator[dict[str, Any]]:
+    """The notes up to the first that is not whole, each with its length in bytes."""
+    file.seek(0)
+    for line in file:
+        mark, _, raw = line.rstrip(b"\n").partition(b" ")
+        if not line.endswith(b"\n") or hashlib.sha256(raw).hexdigest()[:16].encode() != mark:
+            return
+        yield {**json.loads(raw), "bytes": len(line)}
+
+
+def _same(begun: Mapping[str, Any], recipe: Mapping[str, Any], folder: Path) -> None:
+    told = json.loads(json.dumps(recipe))
+    other = sorted(name for name in told if begun.get(name) != told[name])
+    if other:
+        raise ConfigError(
+            f"{folder} was begun with other {', '.join(other)}: use the same, begin again with "
+            "--restart, or name another folder"
+        )
