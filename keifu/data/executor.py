@@ -147,7 +147,7 @@ class Ray(Executor):
         if self._mine:
             ray.init(log_to_driver=False, include_dashboard=False)
         worker = ray.remote(num_cpus=1)(_Worker)
-        self._actors = [worker.remote(stages) for _ in range(count)]
+        self._actors: list[Any] = [worker.remote(stages) for _ in range(count)]
 
     def ordered(self, stage: int, chunks: Iterable[Chunk]) -> Iterator[list[Outcome]]:
         """Chunks go to the actors in turn."""

@@ -153,6 +153,9 @@ def _spelt(hint: Any) -> str:
         return " or ".join(map(str, get_args(hint)))
     if get_origin(hint) is tuple:
         return f"a list of {_spelt(get_args(hint)[0])}"
-    return {"str": "text", "int": "a whole number", "float": "a number", "bool": "true or false"}.get(
-        getattr(hint, "__name__", ""), "nothing" if hint is NoneType else str(hint)
-    )
+    return {
+        "str": "text",
+        "int": "a whole number",
+        "float": "a number",
+        "bool": "true or false",
+    }.get(getattr(hint, "__name__", ""), "nothing" if hint is NoneType else str(hint))

@@ -16,11 +16,14 @@ PHRASES = (
     r"(sign|log) ?(in|up|out)\b.*\b(sign|log) ?(in|up|out)", r"create (an|your) account",
     r"(subscribe|sign up) (to|for) (our|the|my) (free )?(news|mailing|weekly|daily)",
     r"(share|follow us|find us|like us) on (facebook|twitter|linkedin|instagram|whatsapp|x)\b",
-    r"(click|tap) here (to|for|now)", r"read more\b.{0,20}$", r"^(next|previous) (page|post|article)",
-    r"^advertisement", r"^sponsored( content| post)?\b", r"buy (it )?now\b", r"order (yours )?now\b",
+    r"(click|tap) here (to|for|now)", r"read more\b.{0,20}$",
+    r"^(next|previous) (page|post|article)",
+    r"^advertisement", r"^sponsored( content| post)?\b", r"buy (it )?now\b",
+    r"order (yours )?now\b",
     r"add to (cart|basket|wishlist)", r"free shipping", r"\d+ ?% off\b", r"limited[- ]time offer",
     r"(please )?(enable|turn on) java ?script", r"back to top", r"leave a (comment|reply)$",
-    r"^(related|recommended|popular) (posts|articles|stories)\b", r"^\d+ (comments?|likes?|shares?)$",
+    r"^(related|recommended|popular) (posts|articles|stories)\b",
+    r"^\d+ (comments?|likes?|shares?)$",
 )  # fmt: skip
 _PARTS = re.compile(r"\s*(?:\||»|›|•|·|::|→|\s/\s|\s>\s|\s-\s|\t| {3,})\s*")
 _PLAIN = re.compile(r"[.!?。！？;]")

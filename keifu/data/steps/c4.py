@@ -23,7 +23,7 @@ _SENTENCE = re.compile(r"[.!?]+[\"”)\]]*(?=\s|$)|[。！？]")
 
 @dataclass(frozen=True, kw_only=True)
 class C4(DocumentStep):
-    """Keeps lines that are sentences, and documents that have some; the defaults are the paper's."""
+    """Keeps lines that are sentences, and documents that have some; the paper's defaults."""
 
     fewest_words: int = 5
     """Words of the shortest line that stays"""

@@ -17,7 +17,7 @@ import numpy as np
 from keifu.core.errors import KeifuError
 from keifu.data.document import Change, Document, Dropped, Record
 from keifu.data.read import records
-from keifu.data.shingles import U64, I64, Words, shingles, words
+from keifu.data.shingles import I64, U64, Words, shingles, words
 from keifu.data.step import DocumentStep
 
 _FEWEST = 8

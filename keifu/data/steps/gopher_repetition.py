@@ -30,7 +30,7 @@ def top_share(text: str, n: int) -> float:
 
 
 def duplicate_share(text: str, n: int) -> float:
-    """The share of characters inside n-grams of words that come twice or more, each counted once."""
+    """The share of characters inside n-grams of words that come more than once."""
     found = words(text)
     if len(found.hashes) < n:
         return 0.0

@@ -42,7 +42,7 @@ class Lines(CorpusStep):
             lines = document.text.split("\n")
             numbers = np.zeros(len(lines), np.uint64)
             for at, line in enumerate(lines):
-                found = words(line).hashes if line.strip() else ()
+                found = words(line).hashes
                 if len(found) >= self.shortest:
                     place = np.arange(1, 2 * len(found), 2, dtype=np.uint64)
                     numbers[at] = (found * place).sum(dtype=np.uint64)

@@ -1,7 +1,7 @@
 """Novelty by ROUGE-L: a text that is too much like any earlier one is left out.
 
-Wang et al. 2022 (Self-Instruct), arXiv 2212.10560, section 2.2: an instruction joins the pool if its
-ROUGE-L with every one of it is below 0.7. ROUGE-L (Lin 2004) is the F1 of the longest common
+Wang et al. 2022 (Self-Instruct), arXiv 2212.10560, section 2.2: an instruction joins the pool if
+its ROUGE-L with every one of it is below 0.7. ROUGE-L (Lin 2004) is the F1 of the longest common
 subsequence of words; words are those of `rouge_score`: runs of a-z and 0-9 in small letters. Every
 pair is compared, so this is for instructions, not for a crawl.
 """
@@ -13,7 +13,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from keifu.core.errors import KeifuError
-from keifu.data.document import Document, Dropped
+from keifu.data.document import Dropped
 from keifu.data.step import CorpusStep, Judge, Look, Verdict
 
 _WORD = re.compile(r"[a-z0-9]+")

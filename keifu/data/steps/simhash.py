@@ -6,6 +6,7 @@ Of two numbers with at most d different bits, one of d + 1 equal parts is the sa
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from dataclasses import dataclass
 
@@ -60,8 +61,7 @@ class SimHash(CorpusStep):
                 return None
             bits = int.from_bytes(looked, "little")
             parts = [
-                (bits >> low) & ((1 << (high - low)) - 1)
-                for low, high in zip(cuts, cuts[1:], strict=False)
+                (bits >> low) & ((1 << (high - low)) - 1) for low, high in itertools.pairwise(cuts)
             ]
             for table, part in zip(tables, parts, strict=True):
                 for other, first in table.get(part, ()):
