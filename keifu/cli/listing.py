@@ -26,6 +26,7 @@ FOLDERS = {
     "objectives": "keifu.training.objectives",
     "schedules": "keifu.training.schedules",
     "optimizers": "keifu.training.optimizers",
+    "steps": "keifu.data.steps",
     "probes": "keifu.evaluation.probes",
     "agents": "keifu.agents",
 }
@@ -44,9 +45,9 @@ def listing(
 ) -> None:
     """List what there is of a KIND: systems, areas, models, published, families, objectives ...
 
-    `families` run; `objectives`, `schedules` and `optimizers` train; `probes` ask. `models` are
-    what Keifu fetches by name; `published` are the models of the family tree with who made them
-    and what their licences allow.
+    `families` run; `objectives`, `schedules` and `optimizers` train; `probes` ask; `steps` clean
+    data. `models` are what Keifu fetches by name; `published` are the models of the family tree
+    with who made them and what their licences allow.
     """
     if (license or country) and kind != "published":
         raise KeifuError(f"--license and --country are of `keifu list published`, not of {kind}")

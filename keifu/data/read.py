@@ -63,8 +63,8 @@ def records(
         KeifuError: the source is not there, or is of no known kind.
     """
     bad = Bad() if bad is None else bad
-    for found in _found(source, options):
-        yield from _rows(found, bad, options)
+    for found in found_in(source, options):
+        yield from rows_of(found, bad, options)
 
 
 def documents(
@@ -75,9 +75,9 @@ def documents(
     As `records`; a row without the column, or whose text is no text, is bad.
     """
     bad = Bad() if bad is None else bad
-    for found in _found(source, options):
+    for found in found_in(source, options):
         column = found.columns.get("prompt", options.column)
-        for record in _rows(found, bad, options):
+        for record in rows_of(found, bad, options):
             document, fault = as_document(record, column)
             if document is None:
                 bad(record.place, fault)
@@ -103,7 +103,7 @@ def as_document(record: Record, column: str = "text") -> tuple[Document | None, 
 
 def files(source: str | Path, options: Reading = Reading()) -> list[Path]:
     """The files of a source, in the order in which they are read."""
-    return [found.path for found in _found(source, options)]
+    return [found.path for found in found_in(source, options)]
 
 
 def formats() -> list[str]:
@@ -111,12 +111,14 @@ def formats() -> list[str]:
     return list(_READERS)
 
 
-def _found(source: str | Path, options: Reading) -> Sequence[Source]:
+def found_in(source: str | Path, options: Reading) -> Sequence[Source]:
+    """The files of a source with what is known of each, in the order in which they are read."""
     texts = tuple(suffix for suffix in TEXTS if suffix)
     return find(source, tuple(_READERS), texts, split=options.split, offline=options.offline)
 
 
-def _rows(source: Source, bad: Bad, options: Reading) -> Iterator[Record]:
+def rows_of(source: Source, bad: Bad, options: Reading) -> Iterator[Record]:
+    """The rows of one file."""
     suffix = kind(source.path)
     reader = _READERS.get(suffix)
     if reader:
