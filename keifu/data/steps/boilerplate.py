@@ -26,6 +26,7 @@ PHRASES = (
     r"^\d+ (comments?|likes?|shares?)$",
 )  # fmt: skip
 _PARTS = re.compile(r"\s*(?:\||»|›|•|·|::|→|\s/\s|\s>\s|\s-\s|\t| {3,})\s*")
+_LINK = re.compile(r"[^\W_][\w '’&/.-]{0,29}")
 _PLAIN = re.compile(r"[.!?。！？;]")
 
 
@@ -72,8 +73,8 @@ def _furniture(line: str, phrases: re.Pattern[str], seen: set[str]) -> bool:
     if phrases.search(line):
         return True
     parts = _PARTS.split(line)
-    if len(parts) >= 4 and not _PLAIN.search(line) and max(map(len, parts)) <= 30:
-        return sum(map(len, parts)) / len(parts) <= 18  # a row of short links
+    if len(parts) >= 4 and all(map(_LINK.fullmatch, parts)):  # a row of links; no table, no code
+        return 2 * sum(not part[0].islower() for part in parts) >= len(parts)
     if len(line) < 20 or not _PLAIN.search(line[-2:]):
         return False  # short lines and those without an end come again in code, verse and lists
     again = line in seen
