@@ -22,7 +22,7 @@ SCHEMA = 1
 
 
 def build(
-    out: Annotated[Path, Option("--out", "-o", help="Folder that is made.")],
+    folder: Annotated[Path, Argument("FOLDER")],
     sources: Annotated[tuple[str, ...], Argument("SOURCE...")] = (),
     recipe: Annotated[
         Path | None, Option(help="YAML file with the steps (default: Keifu's usual ones).")
@@ -37,10 +37,10 @@ def build(
     quiet: Annotated[bool, Option("-q", "--quiet", help="Show no progress.")] = False,
     as_json: Annotated[bool, Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Clean texts: `keifu data build web/ books.parquet --out corpus`.
+    """Clean texts: `keifu data build corpus web/ books.parquet`.
 
-    OUT gets documents.jsonl (text, and in meta the rest with its place), report.json (what went, by
-    step and reason, with examples) and sample.jsonl (kept and dropped ones, drawn for people to
+    FOLDER gets documents.jsonl (text, and in meta the rest with its place), report.json (what went,
+    by step and reason, with examples) and sample.jsonl (kept and dropped ones, drawn for people to
     read). A build that was broken off goes on with the same command, and ends in the same bytes.
     """
     wanted = (read_recipe(recipe) if recipe else usual()).with_evaluation(against)
@@ -50,13 +50,13 @@ def build(
     pipeline = Pipeline(steps=wanted.steps, judge=opened)
     began = time.perf_counter()
     with _bar(quiet or as_json) as show:
-        report = pipeline.build(sources or wanted.sources, out, options, reading, show)
+        report = pipeline.build(sources or wanted.sources, folder, options, reading, show)
     took = time.perf_counter() - began
     if as_json:
-        facts = {"folder": str(out), **report.as_json(), "seconds": round(took, 3)}
+        facts = {"folder": str(folder), **report.as_json(), "seconds": round(took, 3)}
         print(json.dumps({"schema_version": SCHEMA, **facts}, ensure_ascii=False))
     elif not quiet:
-        print(_shown(report, out, took))
+        print(_shown(report, folder, took))
 
 
 def _judge(model: str) -> Callable[[str], float]:
@@ -77,11 +77,11 @@ def _judge(model: str) -> Callable[[str], float]:
     return score
 
 
-def _shown(report: Report, out: Path, took: float) -> str:
+def _shown(report: Report, folder: Path, took: float) -> str:
     share = report.kept_characters / max(1, report.read_characters)
     rate = report.read_characters / 1e6 / took
     parts = [
-        f"{out}: {report.kept:,} of {report.read:,} documents, {share:.1%} of "
+        f"{folder}: {report.kept:,} of {report.read:,} documents, {share:.1%} of "
         f"{report.read_characters:,} characters; {report.read / took:,.0f} documents/s, "
         f"{rate:.2f} million characters/s"
     ]

@@ -1,12 +1,14 @@
 """Gopher's quality rules: length, shape of words, symbols, bullets, ellipses, common words.
 
-Rae et al. 2021, arXiv 2112.11446, section A.1.1 ("Quality Filtering"); words are apart by spaces.
+Rae et al. 2021, arXiv 2112.11446, section A.1.1 ("Quality Filtering"); words are apart by spaces,
+and in scripts without spaces (Chinese, Japanese, Thai) each sign is one.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from keifu.data import shingles
 from keifu.data.document import Change, Document, Dropped
 from keifu.data.step import DocumentStep
 
@@ -45,7 +47,7 @@ class Gopher(DocumentStep):
 
         def change(document: Document) -> Document | Dropped:
             text = document.text
-            words = text.split()
+            words = _split(text)
             count = len(words)
             if not self.fewest_words <= count <= self.most_words:
                 return Dropped("too few words" if count < self.fewest_words else "too many words",
@@ -72,6 +74,16 @@ class Gopher(DocumentStep):
         if sum(line.endswith(_ELLIPSES) for line in lines) > self.ellipses * len(lines):
             return "lines end with ellipses"
         return ""
+
+
+def _split(text: str) -> list[str]:
+    found = text.split()
+    if text.isascii():
+        return found
+    spans = shingles.words(text)
+    if len(spans.starts) < 2 * len(found):
+        return found
+    return [text[a:b] for a, b in zip(spans.starts.tolist(), spans.ends.tolist(), strict=True)]
 
 
 STEP = Gopher
