@@ -34,6 +34,8 @@ class Example:
     """(tokens,) the tokens that are to be learnt; None: all of them."""
     target: Ids | None = None
     """(written,) what is to be written of it: a translation, a summary, a matching text."""
+    frames: NDArray[np.float32] | None = None
+    """(frames, bins) a sound, whose labels are the target; `ids` is empty then."""
     label: int | None = None
     """Its class."""
     spans: tuple[tuple[int, int], ...] = ()

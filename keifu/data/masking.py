@@ -150,8 +150,27 @@ def ngrams(units: Sequence[Unit], random: Random, longest: int = 3) -> list[Unit
     """
     shares = 1 / np.arange(1, longest + 1)
     sizes = random.choice(np.arange(1, longest + 1), size=len(units), p=shares / shares.sum())
+    return _runs(units, sizes.tolist())
+
+
+def geometric(
+    units: Sequence[Unit], random: Random, share: float = 0.2, longest: int = 10
+) -> list[Unit]:
+    """From each unit on n neighbours as one, p(n) = share * (1 - share)^(n - 1), n at most longest.
+
+    SpanBERT's lengths, in words (Joshi et al. 2020, arXiv 1907.10529, section 3.1); overlaps as in
+    `ngrams`.
+    """
+    sizes = np.arange(1, longest + 1)
+    shares = share * (1 - share) ** (sizes - 1)
+    drawn = random.choice(sizes, size=len(units), p=shares / shares.sum())
+    return _runs(units, drawn.tolist())
+
+
+def _runs(units: Sequence[Unit], sizes: Sequence[int]) -> list[Unit]:
+    """From the n-th unit on sizes[n] neighbours joined."""
     ordered, found = sorted(units), []
-    for first, size in enumerate(sizes.tolist()):
+    for first, size in enumerate(sizes):
         joined: list[int] = list(ordered[first])
         for unit in ordered[first + 1 : first + size]:
             if unit[0] != joined[-1] + 1:

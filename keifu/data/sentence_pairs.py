@@ -6,7 +6,7 @@ document is a list of sentences, a sentence a list of ids; marks are put round a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,6 +80,50 @@ def sentence_order_pairs(
             texts = _fitted(_joined(chunk[:cut]), _joined(chunk[cut:]), size, random)
             wrong = random.random() < swapped
             yield Pair(*(texts[::-1] if wrong else texts), int(wrong))
+
+
+def sentences(ids: Sequence[int], ends: Callable[[int], bool]) -> list[list[int]]:
+    """A text cut after each token that ends a sentence; a text of one sentence is cut in two."""
+    found: list[list[int]] = [[]]
+    for token in ids:
+        found[-1].append(token)
+        if ends(token):
+            found.append([])
+    found = [sentence for sentence in found if sentence]
+    if len(found) == 1 and len(ids) > 1:
+        return [list(ids[: len(ids) // 2]), list(ids[len(ids) // 2 :])]
+    return found
+
+
+def next_sentence(
+    document: Document, other: Callable[[], Document], *, most: int, random: Random
+) -> Pair:
+    """One pair from the start of a document of two sentences or more: see `next_sentence_pairs`."""
+    size = _size(most, 0.1, random)
+    chunk = _two(document, size)
+    cut = int(random.integers(1, len(chunk)))
+    first, second, label = _joined(chunk[:cut]), _joined(chunk[cut:]), 0
+    if random.random() < 0.5:
+        others = other()
+        start = int(random.integers(len(others)))
+        second, label = _joined(_chunk(others[start:], max(1, size - len(first)))), 1
+    return Pair(*_fitted(first, second, size, random), label)
+
+
+def sentence_order(document: Document, *, most: int, random: Random) -> Pair:
+    """One pair from the start of a document of two or more: see `sentence_order_pairs`."""
+    size = _size(most, 0.1, random)
+    chunk = _two(document, size)
+    cut = int(random.integers(1, len(chunk)))
+    texts = _fitted(_joined(chunk[:cut]), _joined(chunk[cut:]), size, random)
+    wrong = random.random() < 0.5
+    return Pair(*(texts[::-1] if wrong else texts), int(wrong))
+
+
+def _two(document: Document, size: int) -> list[Sequence[int]]:
+    """The sentences that reach `size` tokens, two at least."""
+    chunk = _chunk(document, size)
+    return chunk if len(chunk) > 1 else list(document[:2])
 
 
 def _size(most: int, short: float, random: Random) -> int:
