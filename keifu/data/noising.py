@@ -41,9 +41,13 @@ class Noise(Protocol):
 
 def corrupt(document: Sequence[int], noises: Iterable[Noise], *, seed: int) -> Noised:
     """A document after each noise in turn; the same seed, the same noise."""
+    return noised(document, noises, np.random.default_rng(seed))
+
+
+def noised(document: Sequence[int], noises: Iterable[Noise], random: Random) -> Noised:
+    """The same by a chance that is given."""
     target = tuple(document)
     given = Noised(target, tuple((i,) for i in range(len(target))), target)
-    random = np.random.default_rng(seed)
     for noise in noises:
         given = noise(given, random)
     return given

@@ -50,7 +50,9 @@ def balance(scores: Tensor, chosen: Tensor) -> Tensor:
     return experts * (share * scores.softmax(-1).mean(0)).sum()
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, *, smoothing: float = 0.0) -> Tensor:
+def cross_entropy(
+    logits: Tensor, labels: Tensor, *, smoothing: float = 0.0, weights: Tensor | None = None
+) -> Tensor:
     """-log p(label), summed over the items whose label is not IGNORE.
 
     With smoothing e the label's probability is 1 - e and e is spread evenly over all classes
@@ -59,18 +61,46 @@ def cross_entropy(logits: Tensor, labels: Tensor, *, smoothing: float = 0.0) -> 
     Args:
         logits: (..., classes); float32 or wider inside.
         labels: (...) class indices.
+        weights: (...) of the items; None: all count alike.
 
     Returns:
         A scalar.
     """
     wide = logits if logits.element_size() > 4 else logits.float()
-    return F.cross_entropy(
+    found = F.cross_entropy(
         wide.flatten(0, -2),
         labels.flatten(),
         ignore_index=IGNORE,
         label_smoothing=smoothing,
-        reduction="sum",
+        reduction="sum" if weights is None else "none",
     )
+    return found if weights is None else (found * weights.flatten()).sum()
+
+
+def divergence(logits: Tensor, target: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """T^2 * KL(softmax(target / T) || softmax(logits / T)), summed over items.
+
+    Hinton et al. 2015, arXiv 1503.02531, section 2: the factor keeps gradients of one size.
+
+    Args:
+        logits, target: (..., classes); float32 or wider inside. The target has no gradient.
+    """
+    wide = logits if logits.element_size() > 4 else logits.float()
+    own = (wide / temperature).log_softmax(-1)
+    wanted = (target.detach().to(wide.dtype) / temperature).log_softmax(-1)
+    return temperature**2 * F.kl_div(own, wanted, log_target=True, reduction="sum")
+
+
+def info_nce(scores: Tensor, positive: Tensor) -> Tensor:
+    """-log of the positive's share among a row's scores, summed over rows.
+
+    van den Oord et al. 2018, arXiv 1807.03748, equation 4.
+
+    Args:
+        scores: (rows, candidates), already over the temperature.
+        positive: (rows,) which candidate is the right one.
+    """
+    return cross_entropy(scores, positive)
 
 
 def ctc(

@@ -32,6 +32,10 @@ class Sequences:
     """(tokens,) token types, for inputs that take them."""
     landmarks: tuple[Landmarks, ...] = ()
     """One a row, for masks that speak of them; empty: none."""
+    classes: Tensor | None = None
+    """(rows,) a class of each row, where tokens have labels of their own."""
+    dropped: int = 0
+    """Examples that were left out of it, since there was nothing to learn from them."""
 
     def __post_init__(self) -> None:
         if any(n < 1 for n in self.lengths) or sum(self.lengths) != self.ids.shape[0]:
@@ -103,6 +107,7 @@ class Sequences:
             ids=self.ids.to(device),
             labels=None if self.labels is None else self.labels.to(device),
             segments=None if self.segments is None else self.segments.to(device),
+            classes=None if self.classes is None else self.classes.to(device),
         )
 
 

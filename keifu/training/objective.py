@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,14 @@ from torch import Tensor, nn
 from keifu.core.errors import KeifuError, unknown
 from keifu.nn.linear import Embedding
 from keifu.nn.losses import IGNORE, cross_entropy, linear_cross_entropy, z_loss
+from keifu.nn.part import Part
 from keifu.nn.projection import Projecting
 from keifu.nn.stack import StackModule
 from keifu.nn.step import Emit, Step, ignore
+
+if TYPE_CHECKING:
+    from keifu.data.vocabulary import Vocabulary
+    from keifu.training.reading import Reader
 
 B = TypeVar("B")
 
@@ -42,6 +47,17 @@ class Objective(Generic[B]):
     def __call__(self, model: nn.Module, batch: B) -> Loss:
         """The loss of a batch, with a gradient."""
         raise NotImplementedError
+
+    def reader(self, vocabulary: Vocabulary) -> Reader[B]:
+        """How examples become its batch; what is drawn for one follows from its own chance alone.
+
+        Examples with nothing to learn (no token left, or all masked) are left out and counted.
+        """
+        raise KeifuError(f"{type(self).__name__} takes batches that the caller makes")
+
+    def fitted(self, spec: Part, vocabulary: Vocabulary) -> Part:
+        """The parts of a model that learns by it: a mask, a head; most need nothing."""
+        return spec
 
 
 class Auxiliary:
@@ -86,6 +102,14 @@ def stack_of(model: nn.Module, objective: str) -> StackModule:
     if not isinstance(model, StackModule):
         raise KeifuError(f"{objective} trains one stack of blocks, not {type(model).__name__}")
     return model
+
+
+def noting(loss: Loss, dropped: int, rows: int) -> Loss:
+    """The loss with the share of examples that were left out, where any were."""
+    if not dropped:
+        return loss
+    lost = {"dropped": (float(dropped), float(dropped + rows))}
+    return replace(loss, metrics={**loss.metrics, **lost})
 
 
 def check_labels(labels: Tensor, size: int) -> None:

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from keifu.core.errors import KeifuError
+from keifu.data.vocabulary import Vocabulary
 from keifu.nn.losses import IGNORE
 from keifu.training.batch import Sequences
-from keifu.training.objective import Auxiliary, Loss, Objective, head_loss, stack_of, states
+from keifu.training.objective import Auxiliary, Loss, Objective, head_loss, noting, stack_of, states
+from keifu.training.reading import Drawn, Reader, kept, merged, pieces
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +40,18 @@ class CausalLM(Objective[Sequences]):
         auxiliary = Auxiliary(self.auxiliary)
         hidden = states(stack, batch.ids, batch.step(auxiliary.emit))[at]
         own = head_loss(stack, hidden, labels, smoothing=self.smoothing, z=self.z)
-        return auxiliary.added(own)
+        return noting(auxiliary.added(own), batch.dropped, len(batch.lengths))
+
+    def reader(self, vocabulary: Vocabulary) -> Reader[Sequences]:
+        """Every document of an example is a row; packed ones stay apart."""
+        return lambda examples: merged(self.row(one, vocabulary) for one in examples)
+
+    def row(self, drawn: Drawn, vocabulary: Vocabulary) -> tuple[Sequences, bool]:
+        """An example's rows, and whether they teach anything."""
+        labels = kept(drawn.example)
+        teaches = any(label != IGNORE for row in labels for label in row[1:])
+        rows = pieces(drawn.example)
+        return Sequences.of(rows or [[0]], labels or [[IGNORE]]), teaches
 
 
 def shifted(batch: Sequences) -> tuple[Tensor, Tensor]:

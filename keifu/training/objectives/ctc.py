@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from keifu.core.errors import KeifuError
+from keifu.data.vocabulary import Vocabulary
 from keifu.nn import losses
 from keifu.nn.step import fresh_step
 from keifu.training.objective import Loss, Objective, stack_of
+from keifu.training.reading import Drawn, Reader
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -88,6 +90,20 @@ class CTC(Objective[Utterances]):
         count = len(batch.lengths) - int(lost.sum())
         total = torch.where(lost, 0.0, each).sum()
         return Loss(total=total, count=count, metrics={"lost": (lost.sum(), len(batch.lengths))})
+
+    def reader(self, vocabulary: Vocabulary) -> Reader[Utterances]:
+        """Frames and the labels of their target."""
+
+        def read(examples: Sequence[Drawn]) -> Utterances:
+            frames, labels = [], []
+            for one in examples:
+                if one.example.frames is None or one.example.target is None:
+                    raise KeifuError("ctc needs examples with frames and a target: a sound's text")
+                frames.append(torch.from_numpy(one.example.frames))
+                labels.append(one.example.target.tolist())
+            return Utterances.of(frames, labels)
+
+        return read
 
     def _check(self, labels: Tensor, classes: int) -> None:
         wrong = labels[(labels < 0) | (labels >= classes) | (labels == self.blank)]

@@ -12,11 +12,13 @@ import torch
 from torch import nn
 
 from keifu.core.errors import KeifuError
+from keifu.data.vocabulary import Vocabulary
 from keifu.nn.losses import IGNORE
 from keifu.nn.pair import PairModule
 from keifu.nn.step import fresh_step
-from keifu.training.batch import Pairs
-from keifu.training.objective import Auxiliary, Loss, Objective, head_loss, states
+from keifu.training.batch import Pairs, Sequences
+from keifu.training.objective import Auxiliary, Loss, Objective, head_loss, noting, states
+from keifu.training.reading import Drawn, Reader, paired
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +54,33 @@ class Seq2Seq(Objective[Pairs]):
         own = head_loss(
             model.decoder, hidden[keep], labels[keep], smoothing=self.smoothing, z=self.z
         )
-        return auxiliary.added(own)
+        return noting(auxiliary.added(own), target.dropped, len(target.lengths))
+
+    def reader(self, vocabulary: Vocabulary) -> Reader[Pairs]:
+        """An example's text and its target, each as `made` has them."""
+        return lambda examples: paired(self._row(one, vocabulary) for one in examples)
+
+    def made(self, drawn: Drawn, vocabulary: Vocabulary) -> tuple[list[int], list[int]]:
+        """What is read, with its marks, and what is to be written, without start and end."""
+        if drawn.example.target is None:
+            raise KeifuError("seq2seq needs examples with a target: give pairs of texts")
+        read = vocabulary.marked(vocabulary.bare(drawn.example.ids.tolist()))
+        return read, vocabulary.bare(drawn.example.target.tolist())
+
+    def _row(self, drawn: Drawn, vocabulary: Vocabulary) -> tuple[Sequences, Sequences, bool]:
+        """The decoder reads the start token and the target, and writes the target and its end."""
+        start, (read, written) = vocabulary.id("start"), self.made(drawn, vocabulary)
+        teaches = bool(read) and bool(written)
+        read = read or [start]
+        end = [vocabulary.roles["eos"]] if "eos" in vocabulary.roles else [start]
+        room = None if vocabulary.context is None else vocabulary.context - 1
+        target = [start, *(written + end)[:room]]
+        labels = target if teaches else [IGNORE] * len(target)
+        return (
+            Sequences.of([read[: vocabulary.context]]),
+            Sequences.of([target], [labels]),
+            teaches,
+        )
 
 
 objective = Seq2Seq
