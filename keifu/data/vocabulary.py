@@ -58,7 +58,9 @@ class Vocabulary:
         marks = tokenizer.marks
         roles = dict(marks.named)
         given = [start] if start is not None else STARTS
-        roles |= {"start": roles[role] for role in reversed(given) if role in roles}
+        found = [roles[role] for role in given if role in roles]
+        if found:
+            roles["start"] = found[0]
         named = {tokenizer.token(i): i for i in tokenizer.control_ids}
         spans = [named.get(f"<extra_id_{n}>") for n in range(min(len(named), MOST_SENTINELS))]
         known = spans.index(None) if None in spans else len(spans)

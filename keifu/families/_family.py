@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 from keifu.checkpoints.names import Names
 from keifu.core.errors import ConfigError
 from keifu.families._fields import Fields
+from keifu.families._learns import Learns, by_parts
 from keifu.nn.part import Part
 
 
@@ -41,6 +42,10 @@ class Family:
     def tiny(cls) -> Self:
         """A configuration for tests: the family's options in a few thousand weights."""
         raise NotImplementedError
+
+    def learns(self) -> Learns:
+        """The objective that its models are trained on, by name."""
+        return by_parts(self.spec())
 
     def check(self) -> None:
         """Refuse contradictory fields; subclasses add their own rules."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from keifu.families._family import Family
+from keifu.families._learns import Learns
 from keifu.media.mel import MelSpectrogram
 
 
@@ -16,6 +17,10 @@ class Labelling(Family):
     tasks: ClassVar[tuple[str, ...]] = ("transcribe",)
     blank: int = 0
     """The class that is no label."""
+
+    def learns(self) -> Learns:
+        """Labels without saying which frame is which."""
+        return Learns(objective="ctc", options={"blank": self.blank})
 
     def mel(self) -> MelSpectrogram:
         """What becomes of a sound before the model sees it."""

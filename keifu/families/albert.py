@@ -12,6 +12,7 @@ from typing import Self
 from keifu.checkpoints.names import Names
 from keifu.core.errors import ConfigError
 from keifu.families._encoder import FIELDS, OUTS, Encoder
+from keifu.families._learns import Learns
 from keifu.nn.inputs import Tokens
 from keifu.nn.norms import LayerNorm
 from keifu.nn.positions import Learned
@@ -106,6 +107,14 @@ class Albert(Encoder):
             lm=self.lm_names("predictions", dense="dense", norm="LayerNorm"),
             pool="albert.pooler",
             outs={**OUTS, "next": "sop_classifier.classifier"},
+        )
+
+    def learns(self) -> Learns:
+        """Masked n-grams, and the order of two texts."""
+        return (
+            Learns(objective="sentence-order")
+            if self.job.lm and self.job.head
+            else super().learns()
         )
 
     @classmethod

@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from keifu.checkpoints.names import Names, rules
 from keifu.families._classes import Labels, read_labels, write_labels
+from keifu.families._learns import Learns
 from keifu.families._seq2seq import Seq2Seq, fields
 from keifu.nn.stack import Stack
 from keifu.nn.task_heads import Pooled, RowScores
@@ -81,6 +82,10 @@ class BART(Seq2Seq):
         table = {f"{head}.dense.{{p}}": f"{ours}.pool.dense.{{p}}"}
         table[f"{head}.out_proj.{{p}}"] = f"{ours}.out.{{p}}"
         return super().names().replaced(rules(table))
+
+    def learns(self) -> Learns:
+        """To restore what noises damaged."""
+        return Learns(objective="denoising", start="eos")
 
     @classmethod
     def tiny(cls) -> Self:

@@ -11,6 +11,7 @@ from typing import Self
 
 from keifu.checkpoints.names import Names
 from keifu.families._encoder import FIELDS, Encoder
+from keifu.families._learns import Learns
 from keifu.nn.inputs import Tokens
 
 
@@ -43,6 +44,14 @@ class Ernie(Encoder):
             self.layer_names("ernie.") | (task if self.told else {}),
             lm=self.lm_names("cls.predictions", dense=dense, norm=norm),
             pool="ernie.pooler.dense",
+        )
+
+    def learns(self) -> Learns:
+        """Masked entities and phrases."""
+        return (
+            Learns(objective="masked-lm", options={"unit": "entity"})
+            if self.job.lm
+            else super().learns()
         )
 
     @classmethod

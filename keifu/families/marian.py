@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from keifu.core.errors import ConfigError
+from keifu.families._learns import Learns
 from keifu.families._seq2seq import Seq2Seq, fields
 from keifu.nn.norms import LayerNorm
 from keifu.nn.positions import Sinusoid
@@ -88,6 +89,10 @@ class Marian(Seq2Seq):
     def tied_head(self) -> bool:
         """As the configuration says."""
         return self.tied
+
+    def learns(self) -> Learns:
+        """Pairs of sentences."""
+        return Learns(objective="seq2seq", start="pad")
 
     @classmethod
     def tiny(cls) -> Self:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Self
 
+from keifu.families._learns import Learns
 from keifu.families._seq2seq import fields
 from keifu.families.mbart import MBART
 from keifu.nn.norms import LayerNorm
@@ -42,6 +43,10 @@ class Pegasus(MBART):
     def input_norm(self) -> LayerNorm | None:
         """None."""
         return None
+
+    def learns(self) -> Learns:
+        """To write the sentences that were taken out."""
+        return Learns(objective="gap-sentences", start="pad")
 
     @classmethod
     def tiny(cls) -> Self:

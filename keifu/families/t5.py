@@ -13,6 +13,7 @@ from keifu.checkpoints.names import Names
 from keifu.core.errors import ConfigError
 from keifu.families._family import Family
 from keifu.families._fields import Fields
+from keifu.families._learns import Learns, balanced
 from keifu.families._t5 import FeedForward, TiedScaled, table
 from keifu.nn.attention import Attention, CrossAttention
 from keifu.nn.block import Block
@@ -107,6 +108,12 @@ class T5(Family):
     def names(self) -> Names:
         """The names of the Hugging Face port."""
         return table({"encoder": "encoder.", "decoder": "decoder."}, own_head=not self.tied)
+
+    def learns(self) -> Learns:
+        """Its own hidden spans."""
+        pair = self.spec()
+        assert isinstance(pair, Pair)
+        return Learns(objective="span-corruption", options=balanced(pair), start="pad")
 
     @classmethod
     def tiny(cls) -> Self:

@@ -35,7 +35,7 @@ class BidirectionalLM(Objective[Sequences]):
     def __call__(self, model: nn.Module, batch: Sequences) -> Loss:
         """The loss of a batch: character ids (words, length), labels the words' own ids."""
         stack = stack_of(model, "bidirectional-lm")
-        head = stack.heads[HEAD] if HEAD in stack.heads else None
+        head = dict(stack.heads.items()).get(HEAD)
         if not isinstance(head, Linear) or head.weight is None or batch.labels is None:
             raise KeifuError("bidirectional-lm needs a head of words: build it with `fitted(spec)`")
         check_labels(batch.labels, head.outputs)

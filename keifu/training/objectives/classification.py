@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from keifu.core.errors import KeifuError, unknown
+from keifu.data.vocabulary import Vocabulary
 from keifu.nn.losses import IGNORE
 from keifu.training.batch import Sequences
 from keifu.training.objective import Loss, Objective, stack_of, token_loss
+from keifu.training.reading import Drawn, Reader, merged
 
 READ = ("last", "first", "every")
 
@@ -39,6 +41,24 @@ class Classification(Objective[Sequences]):
         """The loss of a batch."""
         at, labels = self._places(batch)
         return token_loss(self.scores(model, batch, at), labels, self.smoothing)
+
+    def reader(self, vocabulary: Vocabulary) -> Reader[Sequences]:
+        """A text between its marks and its label; of tokens, a target of one label a token."""
+        return lambda examples: merged(self._row(one, vocabulary) for one in examples)
+
+    def _row(self, drawn: Drawn, vocabulary: Vocabulary) -> tuple[Sequences, bool]:
+        example, ids = drawn.example, drawn.example.ids.tolist()
+        row = vocabulary.marked(ids) or [0]
+        if self.read == "every":
+            if example.target is None or len(example.target) != len(ids):
+                raise KeifuError("classes of tokens need a target of one label a token")
+            labels = [IGNORE] * len(row)
+            first = len(vocabulary.prefix)
+            most = len(row) - first - len(vocabulary.suffix)
+            labels[first : first + most] = example.target.tolist()[:most]
+            return Sequences.of([row], [labels]), any(n != IGNORE for n in labels)
+        label = IGNORE if example.label is None else example.label
+        return Sequences.of([row], [label]), label != IGNORE
 
     def scores(self, model: nn.Module, batch: Sequences, at: Tensor | None = None) -> Tensor:
         """Scores (items, classes) at some places, by default where rows or tokens are read."""

@@ -38,7 +38,7 @@ class MaskedLM(Objective[Sequences]):
     replaced: float = 0.1
     """Of those, the share that becomes another token; the rest stays"""
     ways: int | None = None
-    """In how many ways a text is ever masked: 1 is static masking (none: anew each time, dynamic)"""
+    """In how many ways a text is ever masked: 1 is static (none: dynamic, anew each time)"""
 
     def __post_init__(self) -> None:
         if self.unit not in UNITS:

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from keifu.core.errors import KeifuError, unknown
+from keifu.data.vocabulary import Vocabulary
 from keifu.training.batch import Sequences
 from keifu.training.objective import Loss, Objective, stack_of, token_loss
+from keifu.training.reading import Drawn, Reader, merged
 
 BEGIN, END = 1, 2
 """Bits of a token's label."""
@@ -55,6 +57,19 @@ class Span(Objective[Sequences]):
         count = len(batch.lengths)
         total = (begin.total + end.total) / 2
         return Loss(total=total, count=count, metrics={"exact": (exact, count)})
+
+    def reader(self, vocabulary: Vocabulary) -> Reader[Sequences]:
+        """Text and question as one row of ids; its first span is the answer, none is the null."""
+        return lambda examples: merged((_row(one, vocabulary), True) for one in examples)
+
+
+def _row(drawn: Drawn, vocabulary: Vocabulary) -> Sequences:
+    example = drawn.example
+    row, shift = vocabulary.marked(example.ids.tolist()), len(vocabulary.prefix)
+    begin, stop = example.spans[0] if example.spans else (-shift, 1 - shift)
+    answered = stop + shift <= len(row)
+    marks = span_labels(len(row), *((begin + shift, stop + shift - 1) if answered else (0, 0)))
+    return Sequences.of([row], [marks])
 
 
 def _rows(scores: Tensor, marks: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
