@@ -178,3 +178,25 @@ def _runs(units: Sequence[Unit], sizes: Sequence[int]) -> list[Unit]:
             joined.extend(unit)
         found.append(tuple(joined))
     return found
+
+
+UNITS = ("token", "word", "span", "entity", "ngram")
+
+
+def units_of(
+    kind: str,
+    ids: Sequence[int],
+    special: Collection[int],
+    inside: Callable[[int], bool],
+    random: Random,
+    annotated: Sequence[tuple[int, int]] = (),
+) -> Sequence[Unit]:
+    """What may be hidden in a row, by the kind of its units; never a special token."""
+    if kind == "token":
+        return tokens(ids, special)
+    if kind == "entity":
+        return spans(ids, special, annotated)
+    found = words(ids, special, inside)
+    if kind == "word" or not found:
+        return found
+    return geometric(found, random) if kind == "span" else ngrams(found, random)

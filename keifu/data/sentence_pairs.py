@@ -120,6 +120,15 @@ def sentence_order(document: Document, *, most: int, random: Random) -> Pair:
     return Pair(*(texts[::-1] if wrong else texts), int(wrong))
 
 
+def crop(ids: list[int], random: Random) -> list[int]:
+    """A run of a tenth to a half of the tokens."""
+    if len(ids) < 2:
+        return []
+    size = int(random.integers(max(1, len(ids) // 10), max(2, len(ids) // 2 + 1)))
+    start = int(random.integers(len(ids) - size + 1))
+    return ids[start : start + size]
+
+
 def _two(document: Document, size: int) -> list[Sequence[int]]:
     """The sentences that reach `size` tokens, two at least."""
     chunk = _chunk(document, size)

@@ -27,6 +27,9 @@ class Family:
     unlimited: ClassVar[bool] = False
     """Positions are relative: `context` is what it was trained on, and longer texts work."""
 
+    taught: ClassVar[tuple[tuple[str, Learns], ...]] = ()
+    """The objective that such parts are usually trained on -> this family's own in its place."""
+
     context: int = 2048
     """Most positions the model was made for."""
 
@@ -45,7 +48,9 @@ class Family:
 
     def learns(self) -> Learns:
         """The objective that its models are trained on, by name."""
-        return by_parts(self.spec())
+        usual = by_parts(self.spec())
+        own = dict(self.taught).get(usual.objective, usual)
+        return dataclasses.replace(own, options={**usual.options, **own.options})
 
     def check(self) -> None:
         """Refuse contradictory fields; subclasses add their own rules."""

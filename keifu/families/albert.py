@@ -48,6 +48,7 @@ class Albert(Encoder):
     attention_dropout: float = 0.0
     head_dropout: float | None = 0.1
 
+    taught = (("next-sentence", Learns(objective="sentence-order")),)
     fields = FIELDS.replaced(
         "AlbertModel",
         "albert",
@@ -90,11 +91,8 @@ class Albert(Encoder):
 
     def names(self) -> Names:
         """A layer's name has its group's number and its own; the pooler is one matrix."""
-        layers = {
-            theirs: ours
-            for theirs, ours in self.layer_names("albert.").items()
-            if not ours.startswith("blocks.")
-        }
+        bert = self.layer_names("albert.").items()
+        layers = {theirs: ours for theirs, ours in bert if not ours.startswith("blocks.")}
         layers["albert.encoder.embedding_hidden_mapping_in.{p}"] = "input.project.{p}"
         for block in range(self.groups * self.inner):
             group, layer = divmod(block, self.inner)
@@ -107,14 +105,6 @@ class Albert(Encoder):
             lm=self.lm_names("predictions", dense="dense", norm="LayerNorm"),
             pool="albert.pooler",
             outs={**OUTS, "next": "sop_classifier.classifier"},
-        )
-
-    def learns(self) -> Learns:
-        """Masked n-grams, and the order of two texts."""
-        return (
-            Learns(objective="sentence-order")
-            if self.job.lm and self.job.head
-            else super().learns()
         )
 
     @classmethod

@@ -55,6 +55,7 @@ class BART(Seq2Seq):
     """Or "classify"."""
     labels: Labels = field(default_factory=lambda: THREE)
 
+    taught = (("seq2seq", Learns(objective="denoising", start="eos")),)
     fields = fields(
         "BartForConditionalGeneration",
         "bart",
@@ -82,10 +83,6 @@ class BART(Seq2Seq):
         table = {f"{head}.dense.{{p}}": f"{ours}.pool.dense.{{p}}"}
         table[f"{head}.out_proj.{{p}}"] = f"{ours}.out.{{p}}"
         return super().names().replaced(rules(table))
-
-    def learns(self) -> Learns:
-        """To restore what noises damaged."""
-        return Learns(objective="denoising", start="eos")
 
     @classmethod
     def tiny(cls) -> Self:

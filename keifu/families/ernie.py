@@ -14,6 +14,8 @@ from keifu.families._encoder import FIELDS, Encoder
 from keifu.families._learns import Learns
 from keifu.nn.inputs import Tokens
 
+ENTITIES = Learns(objective="masked-lm", options={"unit": "entity"})
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ernie(Encoder):
@@ -24,6 +26,7 @@ class Ernie(Encoder):
     told: bool = False
     """The input has a vector for the task of each token (`kinds={"task": ids}`), 0 if not given."""
 
+    taught = (("next-sentence", ENTITIES), ("masked-lm", ENTITIES))
     fields = FIELDS.replaced(
         "ErnieModel",
         "ernie",
@@ -44,14 +47,6 @@ class Ernie(Encoder):
             self.layer_names("ernie.") | (task if self.told else {}),
             lm=self.lm_names("cls.predictions", dense=dense, norm=norm),
             pool="ernie.pooler.dense",
-        )
-
-    def learns(self) -> Learns:
-        """Masked entities and phrases."""
-        return (
-            Learns(objective="masked-lm", options={"unit": "entity"})
-            if self.job.lm
-            else super().learns()
         )
 
     @classmethod

@@ -38,6 +38,7 @@ class Marian(Seq2Seq):
     scaled: bool = True
     context: int = 512
 
+    taught = (("seq2seq", Learns(objective="seq2seq", start="pad")),)
     fields = fields(
         "MarianMTModel",
         "marian",
@@ -89,10 +90,6 @@ class Marian(Seq2Seq):
     def tied_head(self) -> bool:
         """As the configuration says."""
         return self.tied
-
-    def learns(self) -> Learns:
-        """Pairs of sentences."""
-        return Learns(objective="seq2seq", start="pad")
 
     @classmethod
     def tiny(cls) -> Self:

@@ -25,6 +25,7 @@ class Pegasus(MBART):
     decoder_depth: int = 16
     act: str = "relu"
 
+    taught = (("seq2seq", Learns(objective="gap-sentences", start="pad")),)
     fields = fields(
         "PegasusForConditionalGeneration",
         "pegasus",
@@ -43,10 +44,6 @@ class Pegasus(MBART):
     def input_norm(self) -> LayerNorm | None:
         """None."""
         return None
-
-    def learns(self) -> Learns:
-        """To write the sentences that were taken out."""
-        return Learns(objective="gap-sentences", start="pad")
 
     @classmethod
     def tiny(cls) -> Self:

@@ -13,7 +13,7 @@ from keifu.checkpoints.names import Names
 from keifu.core.errors import ConfigError
 from keifu.families._family import Family
 from keifu.families._fields import Fields
-from keifu.families._learns import Learns, balanced
+from keifu.families._learns import Learns
 from keifu.families._t5 import FeedForward, TiedScaled, table
 from keifu.nn.attention import Attention, CrossAttention
 from keifu.nn.block import Block
@@ -49,7 +49,7 @@ class T5(Family):
     """The head is the shared table, its input scaled by 1/sqrt(width)."""
     context: int = 512
     unlimited: ClassVar[bool] = True
-
+    taught = (("seq2seq", Learns(objective="span-corruption", start="pad")),)
     fields = Fields(
         architecture="T5ForConditionalGeneration",
         model_type="t5",
@@ -101,19 +101,12 @@ class T5(Family):
 
     def spec(self) -> Part:
         """Both sides, one table."""
-        assert self.decoder_depth is not None
-        decoder = self.stack(self.decoder_depth, decoder=True)
+        decoder = self.stack(self.decoder_depth or self.depth, decoder=True)
         return Pair(encoder=self.stack(self.depth, decoder=False), decoder=decoder, tied=True)
 
     def names(self) -> Names:
         """The names of the Hugging Face port."""
         return table({"encoder": "encoder.", "decoder": "decoder."}, own_head=not self.tied)
-
-    def learns(self) -> Learns:
-        """Its own hidden spans."""
-        pair = self.spec()
-        assert isinstance(pair, Pair)
-        return Learns(objective="span-corruption", options=balanced(pair), start="pad")
 
     @classmethod
     def tiny(cls) -> Self:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from keifu.checkpoints.names import Names
-from keifu.families._learns import Learns, by_parts
 from keifu.families._t5 import table
 from keifu.families.t5 import T5
 from keifu.nn.stack import Stack
@@ -26,10 +25,6 @@ class T5Encoder(T5):
     def spec(self) -> Stack:
         """The one side."""
         return self.stack(self.depth, decoder=False)
-
-    def learns(self) -> Learns:
-        """Matching texts."""
-        return by_parts(self.spec())
 
     def names(self) -> Names:
         """T5's; a whole checkpoint's decoder is left aside."""

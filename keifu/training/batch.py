@@ -136,6 +136,18 @@ class Pairs:
         return replace(self, source=self.source.to(device), target=self.target.to(device))
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Matches:
+    """Texts and their matches, row by row."""
+
+    first: Sequences
+    second: Sequences
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same batch on a device."""
+        return replace(self, first=self.first.to(device), second=self.second.to(device))
+
+
 def _joined(rows: Sequence[Row]) -> Tensor:
     each = [torch.as_tensor(row, dtype=torch.long) for row in rows]
     return torch.cat(each) if each else torch.zeros(0, dtype=torch.long)

@@ -16,25 +16,14 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from keifu.core.errors import KeifuError, unknown
+from keifu.data.sentence_pairs import crop
 from keifu.data.vocabulary import Vocabulary
 from keifu.nn.losses import info_nce
 from keifu.nn.sentence import MODES, Pool
 from keifu.nn.stack import StackModule
-from keifu.training.batch import Sequences
+from keifu.training.batch import Matches, Sequences
 from keifu.training.objective import Loss, Objective, noting, stack_of, states
-from keifu.training.reading import Drawn, Random, Reader, merged
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Matches:
-    """Texts and their matches, row by row."""
-
-    first: Sequences
-    second: Sequences
-
-    def to(self, device: torch.device | str) -> Matches:
-        """The same batch on a device."""
-        return Matches(first=self.first.to(device), second=self.second.to(device))
+from keifu.training.reading import Drawn, Reader, merged
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +89,7 @@ class Contrastive(Objective[Matches]):
             sides = [ids, drawn.example.target.tolist()]
         else:
             bare = vocabulary.bare(ids)
-            sides = [_crop(bare, drawn.random), _crop(bare, drawn.random)]
+            sides = [crop(bare, drawn.random), crop(bare, drawn.random)]
         first, second = (vocabulary.marked(side) if side else [] for side in sides)
         return first, second
 
@@ -126,15 +115,6 @@ class Contrastive(Objective[Matches]):
         hidden = states(stack, rows.ids, step)
         pool = Pool(width=hidden.shape[-1], modes=(self.pool,)).build()
         return F.normalize(pool(hidden, step), dim=-1)
-
-
-def _crop(ids: list[int], random: Random) -> list[int]:
-    """A run of a tenth to a half of the tokens."""
-    if len(ids) < 2:
-        return []
-    size = int(random.integers(max(1, len(ids) // 10), max(2, len(ids) // 2 + 1)))
-    start = int(random.integers(len(ids) - size + 1))
-    return ids[start : start + size]
 
 
 objective = Contrastive

@@ -14,14 +14,12 @@ import numpy as np
 from torch import nn
 
 from keifu.core.errors import KeifuError, unknown
-from keifu.data.masking import Masked, Masking, Unit, geometric, ngrams, spans, tokens, words
+from keifu.data.masking import UNITS, Masked, Masking, units_of
 from keifu.data.vocabulary import Vocabulary
 from keifu.nn.losses import IGNORE
 from keifu.training.batch import Sequences
 from keifu.training.objective import Loss, Objective, head_loss, noting, stack_of, states
-from keifu.training.reading import Drawn, Random, Reader, merged, pieces
-
-UNITS = ("token", "word", "span", "entity", "ngram")
+from keifu.training.reading import Drawn, Reader, merged, pieces
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,24 +71,6 @@ class MaskedLM(Objective[Sequences]):
             whole=self.unit in ("entity", "span"),
         )
 
-    def units(
-        self,
-        ids: list[int],
-        vocabulary: Vocabulary,
-        random: Random,
-        annotated: tuple[tuple[int, int], ...] = (),
-    ) -> list[Unit]:
-        """What may be hidden in a row; never a special token."""
-        special = vocabulary.special
-        if self.unit == "token":
-            return tokens(ids, special)
-        if self.unit == "entity":
-            return spans(ids, special, annotated)
-        found = words(ids, special, vocabulary.inside)
-        if self.unit == "word" or not found:
-            return found
-        return geometric(found, random) if self.unit == "span" else ngrams(found, random)
-
     def hidden(
         self,
         ids: list[int],
@@ -105,7 +85,8 @@ class MaskedLM(Objective[Sequences]):
             way = int(random.integers(self.ways))
             text = zlib.crc32(np.asarray(ids, np.int64).tobytes())
             random = np.random.default_rng(np.random.SeedSequence((text, way)))
-        return masking(ids, self.units(ids, vocabulary, random, annotated), random)
+        units = units_of(self.unit, ids, vocabulary.special, vocabulary.inside, random, annotated)
+        return masking(ids, units, random)
 
     def _rows(
         self, drawn: Drawn, vocabulary: Vocabulary, masking: Masking
