@@ -17,6 +17,7 @@ from benchmarks import (
     mamba,
     perplexity,
     prefix,
+    shards,
     soak,
     speculate,
     startup,
@@ -96,6 +97,7 @@ def main() -> None:
         "experts": experts.measure,
         "gpu": gpu.measure,
         "prefix": prefix.measure,
+        "tokenize": shards.measure,
         "soak": soak.measure,
     }
     own = {"vectors", "embed", "experts", "gpu", "mamba"}
@@ -105,7 +107,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m", help="a name, or a GGUF file")
     parser.add_argument("--python", help="the Python that has the peers, if not this one")
     parser.add_argument("--threads", type=int, default=machine.threads())
-    parser.add_argument("--rounds", type=int, default=9, help="of speed and streams")
+    parser.add_argument("--rounds", type=int, default=9, help="of speed, streams and tokenize")
     parser.add_argument("--minutes", type=float, default=30.0, help="of soak")
     parser.add_argument("--dry", action="store_true", help="print only, write nothing")
     given = parser.parse_args()
@@ -114,7 +116,7 @@ def main() -> None:
     path = pull(given.model) if {*(given.names or every)} - own else None
     for name in given.names or [n for n in every if n != "soak"]:
         options = {"threads": given.threads, "python": given.python}
-        if name in ("speed", "streams"):
+        if name in ("speed", "streams", "tokenize"):
             options["rounds"] = given.rounds
         if name == "soak":
             options["minutes"] = given.minutes

@@ -70,10 +70,9 @@ def tokenizer_of(ref: str, *, quiet: bool = False) -> Tokenizer:
         path = fetch(ref, quiet=quiet)
     if path.is_dir():
         return load(path)
-    from keifu.families import open_checkpoint
+    from keifu.families._load import open_checkpoint
 
-    found: Tokenizer = open_checkpoint(path).tokenizer()
-    return found
+    return open_checkpoint(path).tokenizer()
 
 
 def _named(sources: tuple[str, ...]) -> dict[str, list[str | Path]]:

@@ -9,7 +9,6 @@ model in which the control tokens exist only under names nobody can guess.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -67,9 +66,12 @@ class Tokenizer:
     @cached_property
     def fingerprint(self) -> str:
         """A hash of what makes ids of texts: equal ones give equal ids, marks round them aside."""
-        whole = json.loads(self._rust.to_str())
-        rules = {k: whole[k] for k in ("normalizer", "pre_tokenizer", "model", "added_tokens")}
-        said = json.dumps(rules, sort_keys=True, ensure_ascii=False)
+        bare = tokenizers.Tokenizer(self._rust.model)
+        for part in ("normalizer", "pre_tokenizer"):
+            if getattr(self._rust, part) is not None:
+                setattr(bare, part, getattr(self._rust, part))
+        added = {i: repr(token) for i, token in sorted(self._added.items())}
+        said = f"{bare.to_str()}\n{added}"
         return hashlib.sha256(said.encode("utf-8", "surrogatepass")).hexdigest()
 
     def same_vocabulary(self, other: Tokenizer) -> bool:

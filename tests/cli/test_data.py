@@ -11,6 +11,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from keifu.cli.data_preview import drawn
+from keifu.cli.data_tokenize import tokenizer_of
 from keifu.cli.main import main
 from keifu.data.example import Example, Listed
 from keifu.data.preview import preview, shown
@@ -125,3 +126,9 @@ def test_preview_tells_prompts_targets_and_odd_bytes() -> None:
     assert "-> to be written:" in drawn(two, "loss", colours=False)
     byte = next(i for i in range(len(tok)) if tok.token_bytes(i) == b"\xe6")
     assert shown(byte, tok) == "<E6>"
+
+
+def test_a_gguf_file_is_a_tokenizer_too(smollm2: Path) -> None:
+    """What a known model reads is what its shards hold."""
+    found = tokenizer_of(str(smollm2))
+    assert found.decode(found.encode("Hello, shards.")) == "Hello, shards."
