@@ -83,9 +83,9 @@ def measure(path: Path, *, threads: int, python: str | None, rounds: int = 3) ->
                         f"{characters} characters, {said['tokens']} tokens of {path.name}'s "
                         f"vocabulary, {threads} threads"
                     )
-    for name, told in speeds.items():
-        if told:
-            found[f"{name} thousand tokens/s"] = statistics.median(told) / 1e3
+    found["thousand tokens/s"] = {
+        name: statistics.median(told) / 1e3 for name, told in speeds.items() if told
+    }
     for name, bar in (("raw", BAR), ("datasets", None)):
         if speeds["keifu"] and len(speeds[name]) == len(speeds["keifu"]):
             pairs = zip(speeds["keifu"], speeds[name], strict=True)

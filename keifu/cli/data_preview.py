@@ -9,9 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from keifu.cli.options import Argument, Option
+from keifu.cli.data_mixture import Folders, Packing, Split, Weights, named
+from keifu.cli.options import Option
 from keifu.cli.render import colourful
-from keifu.core.errors import KeifuError
 
 if TYPE_CHECKING:
     from keifu.data.preview import Row, Seen
@@ -24,21 +24,14 @@ By = Literal["loss", "document"]
 
 
 def preview(
-    folders: Annotated[tuple[str, ...], Argument("FOLDER...")],
+    folders: Folders,
     by: Annotated[By, Option("--by", help="Colour by what is learnt, or by document.")] = "loss",
-    packing: Annotated[
-        Literal["cut", "fit", "whole"],
-        Option("--packing", help="Cut the stream, fit documents into rows, or one a row."),
-    ] = "cut",
+    packing: Packing = "cut",
     length: Annotated[int, Option("--length", help="Tokens of a row, at most.", min=2)] = 256,
     count: Annotated[int, Option("--count", "-n", help="How many rows.", min=1)] = 3,
     first: Annotated[int, Option("--first", help="The number of the first.", min=0)] = 0,
-    weights: Annotated[
-        tuple[str, ...], Option("--weight", help="NAME=WEIGHT of a source; several times.")
-    ] = (),
-    split: Annotated[
-        Literal["train", "held-out"], Option("--split", help="Which split.")
-    ] = "train",
+    weights: Weights = (),
+    split: Split = "train",
     seed: Annotated[int, Option("--seed", help="What the order follows from.")] = 0,
     as_json: Annotated[bool, Option("--json", help="Print one JSON object a row.")] = False,
 ) -> None:
@@ -53,7 +46,7 @@ def preview(
 
     options = FeedOptions(
         shards=folders, split=split, packing=packing, length=length, seed=seed,
-        weights=dict(_weight(word) for word in weights),
+        weights=named("--weight", weights),
     )  # fmt: skip
     rows = rows_of(feed(options), Corpus(Path(folders[0])).tokenizer, count, first)
     for row in rows:
@@ -105,11 +98,3 @@ def _marked(tokens: list[Seen], by: By) -> Iterator[str]:
         yield token.text
     if inside:
         yield "]"
-
-
-def _weight(word: str) -> tuple[str, float]:
-    name, _, number = word.rpartition("=")
-    try:
-        return name, float(number)
-    except ValueError:
-        raise KeifuError(f"--weight {word}: expected NAME=NUMBER, such as books=0.5") from None

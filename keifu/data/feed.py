@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
 from keifu.core.errors import KeifuError, unknown
 from keifu.data.corpus import Corpus
 from keifu.data.mixture import Mixture, Part, Stage
 from keifu.data.packing import PACKINGS, Rows
+from keifu.data.shards import read_manifest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,15 +49,29 @@ def feed(options: FeedOptions) -> Rows | Mixture:
         KeifuError: folders of different tokenizers, sources that are not there.
         FormatError: damaged shards.
     """
-    if options.packing not in PACKINGS:
-        raise unknown("packing", options.packing, PACKINGS)
-    rows = {row.stream.name: row for row in _rows(options)}
+    rows = _rows(options)
+    found = _mixed(options, rows)
+    plain = len(rows) == 1 and not options.epochs and not options.stages
+    return rows[0] if plain else found
+
+
+def mixed(options: FeedOptions) -> Mixture:
+    """The same as a mixture, even if of one source."""
+    return _mixed(options, _rows(options))
+
+
+def identity(options: FeedOptions) -> str:
+    """A hash of the shards and of what is done with them: equal ones give equal runs."""
+    hashes = [read_manifest(folder).identity for folder in options.shards]
+    said = json.dumps([hashes, asdict(replace(options, shards=()))], sort_keys=True)
+    return hashlib.sha256(said.encode()).hexdigest()
+
+
+def _mixed(options: FeedOptions, every: list[Rows]) -> Mixture:
+    rows = {row.stream.name: row for row in every}
     for name in (*options.weights, *options.epochs):
         if name not in rows:
             raise unknown("source", name, rows)
-    (only, *others) = rows.values()
-    if not others and not options.epochs and not options.stages:
-        return only
     parts = [
         Part(
             name=name,
@@ -69,6 +86,8 @@ def feed(options: FeedOptions) -> Rows | Mixture:
 
 
 def _rows(options: FeedOptions) -> list[Rows]:
+    if options.packing not in PACKINGS:
+        raise unknown("packing", options.packing, PACKINGS)
     if not options.shards:
         raise KeifuError("no folder of shards is named: keifu data tokenize makes one")
     corpora = [Corpus(folder) for folder in options.shards]

@@ -99,6 +99,23 @@ def test_preview_shows_rows_of_a_mixture(shards: Path, capsys: Captured) -> None
     assert said(capsys, "preview", shards.parent)[0] == 1
 
 
+def test_mixture_reports_tokens_of_each_source(shards: Path, capsys: Captured) -> None:
+    """By size, by weight, to the end of what may be seen."""
+    sizes = json.loads((shards / "manifest.json").read_text())["shards"]
+    tokens = {s["source"]: s["tokens"] for s in sizes if s["split"] == "train"}
+    words = ("mixture", shards, "--packing", "fit", "--length", 64)
+    plain = told(capsys, *words)
+    for row in plain["sources"]:
+        assert row["share"] == pytest.approx(tokens[row["name"]] / sum(tokens.values()), abs=0.1)
+    assert plain["end"] is None
+    given = told(capsys, *words, "--weight", "books=1", "--weight", "b=1", "--examples", 65536)
+    assert [row["share"] for row in given["sources"]] == pytest.approx([0.5, 0.5], abs=1e-3)
+    ended = told(capsys, *words, "--epochs", "books=1", "--epochs", "b=2")
+    assert ended["sources"][0]["epochs"] <= 1.0
+    code, out, _ = said(capsys, *words, "--epochs", "books=1", "--epochs", "b=2")
+    assert (code, "the sources end after" in out) == (0, True)
+
+
 def test_preview_is_coloured_on_a_terminal(shards: Path) -> None:
     """Green is learnt; by document each piece has a colour of its own."""
     for by, expected in (("loss", {"green", "brightgreen"}), ("document", {"cyan", "brown"})):

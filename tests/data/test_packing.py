@@ -11,7 +11,7 @@ from keifu.core.errors import KeifuError
 from keifu.data import job
 from keifu.data.corpus import Corpus, Stream
 from keifu.data.example import Example
-from keifu.data.feed import FeedOptions, feed
+from keifu.data.feed import FeedOptions, feed, identity
 from keifu.data.job import Encoding
 from keifu.data.mixture import Mixture
 from keifu.data.packing import Cut, Fit, Rows, Whole, fitted
@@ -168,6 +168,9 @@ def test_a_feed_is_rows_or_a_mixture(tmp_path: Path) -> None:
     assert isinstance(mixed, Mixture)
     assert {mixed(n).source for n in range(40)} == {"a", "b"}
     assert isinstance(feed(FeedOptions(shards=(one,), epochs={"a": 2})), Mixture)
+    said = [identity(FeedOptions(shards=(s,), seed=n)) for s, n in ((one, 0), (one, 1), (two, 0))]
+    assert len(set(said)) == 3
+    assert identity(FeedOptions(shards=(one,))) == said[0]
     wrong = {
         "different tokenizers": FeedOptions(shards=(one, three)),
         "one name": FeedOptions(shards=(one, one)),
