@@ -8,7 +8,9 @@ The record is written last, so a unit that was interrupted is done again from it
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -28,6 +30,9 @@ from keifu.data.shards import SPLITS, TOKENIZER, Shard, write_shard
 from keifu.text.load import load
 from keifu.text.tokenizer import Tokenizer
 
+_LONGEST = 1 << 20
+"""Characters of a text that is encoded in one go."""
+_ENDS = (re.compile(r"(?<=\w)\n"), re.compile(r"(?<=\w) "))
 _CHARACTERS, _DOCUMENTS = 1 << 20, 1024
 """Texts that are encoded together: as many as that."""
 
@@ -153,8 +158,17 @@ def _label(document: Document, column: str) -> int:
 
 def _ids(documents: Sequence[Document], texts: Sequence[str], tokenizer: Tokenizer) -> list[Ids]:
     """The ids of texts; what cannot be encoded is named by its document's place."""
+    parts = [_parts(text) for text in texts]
     try:
-        return [np.array(ids, np.int64) for ids in tokenizer.encode_many(texts)]
+        found = iter(tokenizer.encode_many([part for some in parts for part in some]))
+        return [
+            np.array(
+                list(itertools.chain.from_iterable(itertools.islice(found, len(some)))), np.int64
+            )
+            if len(some) > 1
+            else np.array(next(found), np.int64)
+            for some in parts
+        ]
     except KeifuError:
         for document, text in zip(documents, texts, strict=True):
             try:
@@ -162,6 +176,26 @@ def _ids(documents: Sequence[Document], texts: Sequence[str], tokenizer: Tokeniz
             except KeifuError as refused:
                 raise KeifuError(f"{document.place}: {refused}") from None
         raise
+
+
+def _parts(text: str) -> list[str]:
+    """A long text in parts, since encoding takes a hundred times its memory.
+
+    They end between a word and the end of its line, where rules that cut texts into words cut, too,
+    so that byte-level BPE gives the same ids; else between words, else anywhere.
+    """
+    found, at = [], 0
+    while len(text) - at > _LONGEST:
+        window = text[at : at + _LONGEST]
+        end = 0
+        for rule in _ENDS:
+            end = max((match.start() for match in rule.finditer(window, _LONGEST // 2)), default=0)
+            if end:
+                break
+        end = end or _LONGEST
+        found.append(text[at : at + end])
+        at += end
+    return [*found, text[at:]]
 
 
 def main() -> None:

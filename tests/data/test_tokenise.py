@@ -193,6 +193,18 @@ def test_many_texts_are_encoded_as_one_is() -> None:
         assert tok.encode_many(rows) == alone
 
 
+def test_long_texts_are_encoded_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the ids of the whole; a text without a line's end is cut anywhere."""
+    rows = ["".join(texts(60)).replace(".\n", "\n\n  "), "river" * 300, "the river " * 50]
+    path = jsonl(tmp_path / "a.jsonl", rows)
+    monkeypatch.setattr(work, "_LONGEST", 256)
+    tokenise(tmp_path / "out", {"a": [path]}, tokenizer(), workers=1)
+    first, second, third = every(Corpus(tmp_path / "out"), "a")
+    assert first[:-1] == tokenizer().encode(rows[0])
+    assert tokenizer().decode(second) == rows[1]
+    assert third[:-1] == tokenizer().encode(rows[2])
+
+
 def test_a_vocabulary_decides_the_width() -> None:
     """65536 ids are 0 to 65535."""
     assert width(1 << 16) == np.uint16
