@@ -5,24 +5,28 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 from torch.nn.utils import clip_grads_with_norm_
 
-from keifu.core.errors import KeifuError
+from keifu.core.errors import KeifuError, unknown
+from keifu.training.average import Average, Averaged
+from keifu.training.bar import bar
+from keifu.training.computing import PRECISIONS, at_precision, recomputed
 from keifu.training.crew import ALONE, Crew
 from keifu.training.groups import EVERYTHING, Group, optimizer_groups
+from keifu.training.guard import Diverged, Guard, Sentry, numbers, put
 from keifu.training.objective import Loss, Objective
 from keifu.training.optimizer import Optimization
 from keifu.training.optimizers.adamw import AdamW
+from keifu.training.rate import Operations, tokens
 from keifu.training.schedule import Schedule
 from keifu.training.schedules.constant import Constant
+from keifu.training.watch import Watch, evaluating
 
 B = TypeVar("B")
 Data = Callable[[int], B]
@@ -33,6 +37,10 @@ accumulate * world batches from where the last one ended: process r takes every 
 r-th on. So one batch of eight, two of four and eight of one, in one process or in two, are the same
 step, and to continue a run is to know the next number.
 """
+
+
+_READ, _DONE = "tokens read", "operations done"
+"""Sums that travel with the metrics."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +56,11 @@ class TrainOptions:
     seed: int = 0
     """Of dropout and whatever else is drawn while training"""
     bad_steps: int = 5
-    """So many steps in a row without a finite loss and gradient end the run"""
+    """So many bad steps in a row end the run, or take it back where the guard says so"""
+    precision: str = "float32"
+    """float32, or bf16: products in bfloat16, weights and their optimizer in float32"""
+    recompute: bool = False
+    """Spare memory: a block keeps its input alone and runs again for its gradient"""
     progress: bool = False
     """Show a bar on the terminal"""
 
@@ -57,6 +69,8 @@ class TrainOptions:
             raise KeifuError("steps, accumulate and bad_steps must be 1 or more")
         if self.clip is not None and not self.clip > 0:
             raise KeifuError(f"clip {self.clip} must be above 0, or none")
+        if self.precision not in PRECISIONS:
+            raise unknown("precision", self.precision, PRECISIONS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,11 +87,19 @@ class Record:
     lr: float
     """Of the last group."""
     skipped: bool
-    """The loss or the gradient was not finite, so the weights were left alone."""
+    """Loss or gradient was not finite, or a spike to the guard: the weights were left alone."""
     batches: tuple[int, int]
     """Numbers of its batches in the whole run: the first, and the first of the next step."""
+    tokens: int
+    """That were read; 0 where batches have none."""
+    operations: float
+    """Floating-point operations (see rate.py); 0 where they are not known."""
     metrics: Mapping[str, float]
     seconds: float
+    back_to: int | None = None
+    """The step that the run went back to after this one; the next record is of it."""
+    found: Mapping[str, Any] = field(default_factory=dict)
+    """What watches found after the step: "held_out", "samples"."""
 
 
 @dataclass
@@ -89,8 +111,7 @@ class Run:
     batch: int = 0
     """Number of the next step's first batch."""
     skipped: int = 0
-    bad: int = 0
-    """Skipped steps in a row, up to now."""
+    """Steps that left the weights alone."""
     rng: dict[str, torch.Tensor] = field(default_factory=dict)
     """torch's generators after the last step, by device."""
 
@@ -107,7 +128,10 @@ class Trainer(Generic[B]):
         optimization, schedule: the learning rate of a step is the optimizer's times the group's
             times the schedule's factor.
         groups: what learns, and how; sets `requires_grad` on every parameter.
-        on_step: called after every step with what it did.
+        guard: which steps are bad.
+        average: keep an average of the weights, too.
+        watch: called after every step; what they find is in the step's record.
+        on_step: called after that with what the step did. Neither changes what the run draws.
         crew: the processes that train together.
 
     Attributes:
@@ -124,16 +148,24 @@ class Trainer(Generic[B]):
         schedule: Schedule = Constant(),
         groups: Sequence[Group] = EVERYTHING,
         options: TrainOptions = TrainOptions(),
+        guard: Guard = Guard(),
+        average: Average | None = None,
+        watch: Sequence[Watch] = (),
         on_step: Sequence[Callable[[Record], None]] = (),
         crew: Crew = ALONE,
     ) -> None:
         self.model, self.objective, self.crew = crew.prepare(model), objective, crew
-        self.schedule, self.options, self.on_step = schedule, options, tuple(on_step)
+        self.schedule, self.options = schedule, options
+        self.watch, self.on_step = tuple(watch), tuple(on_step)
         found = optimizer_groups(self.model, groups, lr=optimization.lr, decay=optimization.decay)
         self.optimizer = optimization.build(found)
         self.parameters = [p for g in self.optimizer.param_groups for p in g["params"]]
         self.state = Run()
         self.history: list[Record] = []
+        self.sentry = Sentry(guard)
+        self.average = Averaged(average, self.model) if average else None
+        self._operations = Operations(self.model)
+        self._stopped = False
 
     def fit(self, data: Data[B]) -> list[Record]:
         """Run the steps that are left; returns `history`.
@@ -141,49 +173,74 @@ class Trainer(Generic[B]):
         Leaves the model in evaluation mode, and torch's global generator as it was.
 
         Raises:
-            KeifuError: a step has nothing to learn from, or too many steps in a row were not
-                finite.
+            Diverged: too many steps in a row were bad, and there was no way back.
+            KeifuError: a step has nothing to learn from.
         """
+        self._stopped = False
         self.model.train()
         try:
-            with self._seeded(), _bar(self.options) as show:
-                while self.state.step < self.options.steps:
+            with ExitStack() as around:
+                around.enter_context(self._seeded())
+                around.enter_context(recomputed(self.model, self.options.recompute))
+                show = around.enter_context(self._bar())
+                while self.state.step < self.options.steps and not self._stopped:
+                    self._hold()
                     record = self._step(data)
                     self.state.rng = self._generators()
+                    record = self._judged(record)
+                    found = {k: v for watch in self.watch for k, v in watch(self, record).items()}
+                    record = replace(record, found=found)
+                    self.history.append(record)
                     for call in (*self.on_step, show):
                         call(record)
+                    self._draw_as(self.state.rng)
         finally:
             self.model.eval()
         return self.history
+
+    def stop(self) -> None:
+        """Have `fit` return after the step that runs now; it can be called again to go on."""
+        self._stopped = True
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Within this the weights are their averages, where the run has any."""
+        return self.average.applied() if self.average else nullcontext()
 
     def _step(self, data: Data[B]) -> Record:
         """One update from the batches of all processes together."""
         start = time.perf_counter()
         first, each = self.state.batch, self.options.accumulate
         self.optimizer.zero_grad()
-        losses = []
+        losses, read, operations = [], 0, 0.0
         for i in range(each):
             batch = data(first + i * self.crew.world + self.crew.rank)
             with self.crew.backward(last=i + 1 == each):
-                loss = self.objective(self.model, batch)
+                with at_precision(self.options.precision, self.device):
+                    loss = self.objective(self.model, batch)
                 loss.total.backward()
             losses.append(_detached(loss))
+            read, operations = read + tokens(batch), operations + self._operations.of(batch)
+        losses[-1] = replace(
+            losses[-1], metrics={**losses[-1].metrics, _READ: (read, 1), _DONE: (operations, 1)}
+        )
         mean, count, metrics = summed(losses, self.crew)
         norm = self._gradient(count)
-        skipped = not (math.isfinite(mean) and math.isfinite(norm))
+        batches = (first, first + each * self.crew.world)
+        skipped = not self.sentry.judge(mean, norm, batches)
         factor = self.schedule.factor(self.state.step)
         for group in self.optimizer.param_groups:
             group["lr"] = group["base"] * factor
         if not skipped:
             self.optimizer.step()
-        record = Record(
+            if self.average:
+                self.average.update(self.state.step)
+        world = self.crew.world
+        return Record(
             step=self.state.step, loss=mean, count=count, norm=norm, skipped=skipped,
-            lr=self.optimizer.param_groups[-1]["lr"],
-            batches=(first, first + each * self.crew.world), metrics=metrics,
-            seconds=time.perf_counter() - start,
+            lr=self.optimizer.param_groups[-1]["lr"], batches=batches,
+            tokens=round(metrics.pop(_READ) * world), operations=metrics.pop(_DONE) * world,
+            metrics=metrics, seconds=time.perf_counter() - start,
         )  # fmt: skip
-        self._count(record)
-        return record
 
     def _gradient(self, count: int) -> float:
         """Divide the gradient by the items, clip it; returns its length before that."""
@@ -199,49 +256,90 @@ class Trainer(Generic[B]):
             clip_grads_with_norm_(self.parameters, self.options.clip, norm)
         return float(norm)
 
-    def _count(self, record: Record) -> None:
-        """Keep what a step did; too many bad ones in a row end the run."""
+    def _judged(self, record: Record) -> Record:
+        """Count what a step did; too many bad ones in a row take the run back, or end it."""
         run = self.state
         run.step, run.batch = run.step + 1, record.batches[1]
         run.skipped += record.skipped
-        run.bad = run.bad + 1 if record.skipped else 0
-        self.history.append(record)
-        if run.bad >= self.options.bad_steps:
-            raise KeifuError(
-                f"{run.bad} steps in a row to step {record.step} had no finite loss and gradient "
-                f"(loss {record.loss:g}, gradient {record.norm:g}, lr {record.lr:g}): lower the "
-                "learning rate, warm up longer, or look for bad values in the data"
-            )
+        bad = list(self.sentry.bad)
+        if len(bad) < self.options.bad_steps:
+            return record
+        before = self.sentry.go_back()
+        if before is None:
+            raise Diverged(
+                f"{len(bad)} steps in a row to step {record.step} had no finite loss and gradient "
+                f"or were spikes (loss {record.loss:g}, gradient {record.norm:g}, lr "
+                f"{record.lr:g}; batches {numbers(bad[-20:])}): lower the learning rate, warm up "
+                "longer, or look for bad values in the data", bad,
+            )  # fmt: skip
+        put(self.model, before["weights"])
+        self.optimizer.load_state_dict(before["optimizer"])
+        if self.average:
+            self.average.load_state_dict(before["average"])
+        self.state = Run(**{**before["run"], "batch": run.batch, "skipped": run.skipped})
+        return replace(record, back_to=self.state.step)
+
+    def _hold(self) -> None:
+        """Where it is time, keep the state before this step."""
+        if self.sentry.due(self.state.step):
+            state = {
+                "run": dict(vars(self.state), rng=self._generators()),
+                "optimizer": self.optimizer.state_dict(),
+                "average": self.average.state_dict() if self.average else {},
+                "weights": self.model.state_dict(),
+            }
+            self.sentry.hold(self.state.step, state)
 
     @contextmanager
     def _seeded(self) -> Iterator[None]:
         """Within this, torch draws from the run's own generator."""
         with torch.random.fork_rng():
             if self.state.rng:
-                torch.set_rng_state(self.state.rng["cpu"])
-                if "cuda" in self.state.rng:
-                    torch.cuda.set_rng_state(self.state.rng["cuda"])
+                self._draw_as(self.state.rng)
             else:
                 torch.manual_seed(self.options.seed + self.crew.rank)
             yield
 
+    def _draw_as(self, generators: Mapping[str, torch.Tensor]) -> None:
+        torch.set_rng_state(generators["cpu"])
+        if "cuda" in generators:
+            torch.cuda.set_rng_state(generators["cuda"], self.device)
+
     def _generators(self) -> dict[str, torch.Tensor]:
         """torch's generators as they are, of this process and of its accelerator."""
         found = {"cpu": torch.get_rng_state()}
-        if self.parameters[0].is_cuda:
-            found["cuda"] = torch.cuda.get_rng_state()
+        if self.device.type == "cuda":
+            found["cuda"] = torch.cuda.get_rng_state(self.device)
         return found
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        found: torch.device = self.parameters[0].device
+        return found
+
+    def _bar(self) -> AbstractContextManager[Callable[[Record], None]]:
+        """What shows records: a bar, or nothing."""
+        options = self.options
+        if not options.progress:
+            return nullcontext(lambda record: None)
+        return bar(options.steps, self.device, options.precision, self.crew.world)
 
     def state_dict(self) -> dict[str, Any]:
         """The run without the weights, as plain values and tensors."""
         return {
             "run": dict(vars(self.state)),
             "optimizer": self.crew.state(self.model, self.optimizer),
+            "guard": self.sentry.state_dict(),
+            "average": self.average.state_dict() if self.average else {},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Stand where the run stood that gave `state_dict`; the weights are the caller's."""
         self.state = Run(**state["run"])
+        self.sentry.load_state_dict(state["guard"])
+        if self.average:
+            self.average.load_state_dict(state["average"])
         self.crew.load_state(self.model, self.optimizer, state["optimizer"])
 
 
@@ -262,35 +360,21 @@ def summed(losses: Iterable[Loss], crew: Crew = ALONE) -> tuple[float, int, dict
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, objective: Objective[B], batches: Iterable[B], crew: Crew = ALONE
+    model: nn.Module,
+    objective: Objective[B],
+    batches: Iterable[B],
+    crew: Crew = ALONE,
+    precision: str = "float32",
 ) -> tuple[float, dict[str, float]]:
     """Mean loss and metrics over batches, in evaluation mode; the mode is put back.
 
     Each process of a crew brings batches of its own.
     """
-    before = model.training
-    model.eval()
-    try:
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    with evaluating(model), at_precision(precision, device):
         mean, _, metrics = summed((objective(model, batch) for batch in batches), crew)
-    finally:
-        model.train(before)
     return mean, metrics
 
 
 def _detached(loss: Loss) -> Loss:
     return Loss(total=loss.total.detach(), count=loss.count, metrics=loss.metrics)
-
-
-@contextmanager
-def _bar(options: TrainOptions) -> Iterator[Callable[[Record], None]]:
-    """Something that shows records: a bar, or nothing."""
-    if not options.progress:
-        yield lambda record: None
-        return
-    columns = (
-        TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-        TextColumn("loss {task.fields[loss]:.4f}"),
-    )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("training", total=options.steps, loss=math.nan)
-        yield lambda record: progress.update(task, completed=record.step + 1, loss=record.loss)

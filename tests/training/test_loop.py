@@ -210,7 +210,9 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted() -> None:
     assert not torch.equal(seen[1], seen[2])
     assert torch.isfinite(seen[3]).all()
     assert trainer.state.skipped == 1
-    with pytest.raises(KeifuError, match=r"3 steps in a row to step 3 .*lower the learning rate"):
+    with pytest.raises(
+        KeifuError, match=r"3 steps in a row to step 3 .*batches 1, 2, 3.*lower the learning rate"
+    ):
         Trainer(model, Spoilt(bad=frozenset({7})), options=TrainOptions(bad_steps=3)).fit(
             lambda number: batches[number > 0]
         )
