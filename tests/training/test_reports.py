@@ -97,13 +97,14 @@ def test_tensorboard_has_every_step_once_after_a_resume(tmp_path: Path) -> None:
 
 def test_mlflow_goes_on_with_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow")
+    pytest.importorskip("sqlalchemy")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     for steps in (range(2), range(2, 4)):
         report = reports["mlflow"]().open(tmp_path, RECIPE)
         for step in steps:
             report(record(step, float(step), found=HELD))
         report.close()
-    client = mlflow.MlflowClient((tmp_path / "mlflow").resolve().as_uri())
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path.resolve()}/mlflow.db")
     run = (tmp_path / "mlflow.run").read_text()
     found = client.get_metric_history(run, "train/loss")
     assert [(m.step, m.value) for m in found] == [(1, 0), (2, 1), (3, 2), (4, 3)]

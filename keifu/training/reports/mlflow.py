@@ -1,4 +1,4 @@
-"""MLflow: into MLFLOW_TRACKING_URI, or a folder of the run where that is not set."""
+"""MLflow: into MLFLOW_TRACKING_URI, or a database in the run's folder where that is not set."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class MLflow(Report):
             import mlflow
         except ModuleNotFoundError:
             raise missing("mlflow", "mlflow") from None
-        where = os.environ.get("MLFLOW_TRACKING_URI") or (folder / "mlflow").resolve().as_uri()
+        where = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.resolve()}/mlflow.db"
         client = mlflow.MlflowClient(where)
         kept = folder / "mlflow.run"
         if kept.exists():
