@@ -90,12 +90,12 @@ class Record:
     """Loss or gradient was not finite, or a spike to the guard: the weights were left alone."""
     batches: tuple[int, int]
     """Numbers of its batches in the whole run: the first, and the first of the next step."""
-    tokens: int
-    """That were read; 0 where batches have none."""
-    operations: float
-    """Floating-point operations (see rate.py); 0 where they are not known."""
     metrics: Mapping[str, float]
     seconds: float
+    tokens: int = 0
+    """That were read; 0 where batches have none."""
+    operations: float = 0.0
+    """Floating-point operations (see rate.py); 0 where they are not known."""
     back_to: int | None = None
     """The step that the run went back to after this one; the next record is of it."""
     found: Mapping[str, Any] = field(default_factory=dict)
