@@ -27,7 +27,8 @@ from keifu.training.loop import Record
 _log = logging.getLogger("keifu")
 METRICS = "metrics.jsonl"
 _HOLDER = "lock.json"
-_FIELDS = tuple(field.name for field in dataclasses.fields(Record))
+_FIELDS = tuple(field.name for field in dataclasses.fields(Record) if field.name != "found")
+"""What watches found stands in a line under its own names."""
 
 
 class RunFolder:
@@ -58,7 +59,7 @@ class RunFolder:
         Raises:
             KeifuError: the disk is full or gone.
         """
-        more = dict(more or {})
+        more = {**record.found, **(more or {})}
         line = {name: _told(getattr(record, name)) for name in _FIELDS} | _told(more)
         if "held_out" in more:
             self.held_out[record.step + 1] = float(more["held_out"]["loss"])
@@ -193,7 +194,7 @@ def _number(value: Any) -> float:
 def _record(line: Mapping[str, Any], path: Path) -> Record:
     """The record of a line."""
     try:
-        values = {name: line[name] for name in _FIELDS}
+        values = {name: line[name] for name in _FIELDS if name in line}
         for name in ("loss", "norm", "lr"):
             values[name] = _number(values[name])
         values["batches"] = tuple(values["batches"])
