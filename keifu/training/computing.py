@@ -45,6 +45,25 @@ def recomputed(model: nn.Module, on: bool = True) -> Iterator[None]:
             del block.forward
 
 
+@contextmanager
+def compiled(model: nn.Module, on: bool = True) -> Iterator[None]:
+    """Within this torch compiles each block, for every length of rows that comes.
+
+    Raises:
+        KeifuError: the model has no blocks.
+    """
+    blocks = _blocks(model) if on else []
+    if on and not blocks:
+        raise KeifuError(f"a {type(model).__name__} has no blocks to compile")
+    for block in blocks:
+        block.compile()
+    try:
+        yield
+    finally:
+        for block in blocks:
+            block._compiled_call_impl = None
+
+
 def _blocks(model: nn.Module) -> list[nn.Module]:
     if isinstance(model, PairModule):
         return [*model.encoder.blocks, *model.decoder.blocks]

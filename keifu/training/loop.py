@@ -16,7 +16,7 @@ from torch.nn.utils import clip_grads_with_norm_
 from keifu.core.errors import KeifuError, unknown
 from keifu.training.average import Average, Averaged
 from keifu.training.bar import bar
-from keifu.training.computing import PRECISIONS, at_precision, recomputed
+from keifu.training.computing import PRECISIONS, at_precision, compiled, recomputed
 from keifu.training.crew import ALONE, Crew
 from keifu.training.groups import EVERYTHING, Group, optimizer_groups
 from keifu.training.guard import Diverged, Guard, Sentry, numbers, put
@@ -61,6 +61,8 @@ class TrainOptions:
     """float32, or bf16: products in bfloat16, weights and their optimizer in float32"""
     recompute: bool = False
     """Spare memory: a block keeps its input alone and runs again for its gradient"""
+    compile: bool = False
+    """Have torch compile each block: takes a C++ compiler, some seconds, rows of like lengths"""
     progress: bool = False
     """Show a bar on the terminal"""
 
@@ -182,6 +184,7 @@ class Trainer(Generic[B]):
             with ExitStack() as around:
                 around.enter_context(self._seeded())
                 around.enter_context(recomputed(self.model, self.options.recompute))
+                around.enter_context(compiled(self.model, self.options.compile))
                 show = around.enter_context(self._bar())
                 while self.state.step < self.options.steps and not self._stopped:
                     self._hold()

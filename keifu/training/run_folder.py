@@ -115,12 +115,19 @@ class RunFolder:
             kept.add(min(scored, key=lambda step: (scored[step], step)))
         if milestones:
             kept |= {step for step in there if step % milestones == 0}
-        gone = [step for step in there if step not in kept]
-        for step in gone:
-            hidden = there[step].with_name(f"tmp-old-step-{step}.{os.getpid()}")
-            os.replace(there[step], hidden)
+        return self._drop({step: path for step, path in there.items() if step not in kept})
+
+    def forget(self, step: int) -> list[int]:
+        """Delete checkpoints of more steps, and what was measured of them: the run went back."""
+        self.held_out = {at: loss for at, loss in self.held_out.items() if at <= step}
+        return self._drop({at: path for at, path in whole.steps(self.path).items() if at > step})
+
+    def _drop(self, gone: Mapping[int, Path]) -> list[int]:
+        for step, path in gone.items():
+            hidden = path.with_name(f"tmp-old-step-{step}.{os.getpid()}")
+            os.replace(path, hidden)
             shutil.rmtree(hidden, ignore_errors=True)
-        return gone
+        return list(gone)
 
     def clear(self) -> None:
         """Remove what a process that was killed left half-made."""

@@ -122,8 +122,17 @@ class Saver:
         self._error: BaseException | None = None
 
     def __call__(self, record: Record) -> None:
-        """After a step. Raises KeifuError if an earlier checkpoint could not be written."""
+        """After a step; where the run went back, the checkpoints of the way it left go.
+
+        Raises:
+            KeifuError: an earlier checkpoint could not be written.
+        """
         self._check()
+        if record.back_to is not None:
+            self._wait()
+            self.folder.forget(record.back_to)
+            self.saved = None
+            return
         done = record.step + 1
         if done % self.options.every == 0 or done == self.last:
             self.save(done)

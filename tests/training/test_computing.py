@@ -75,6 +75,19 @@ def test_computing_again_keeps_less() -> None:
         pass
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("recompute", [False, True])
+def test_compiled_blocks_learn_the_same(recompute: bool) -> None:
+    """Needs a C++ compiler, and seconds of it."""
+    data = shuffled([torch.arange(i, i + 8) for i in range(12)], 4, Sequences.of)
+    plain, fast = transformer(), transformer()
+    Trainer(plain, CausalLM(), options=TrainOptions(steps=4)).fit(data)
+    options = TrainOptions(steps=4, compile=True, recompute=recompute)
+    Trainer(fast, CausalLM(), options=options).fit(data)
+    torch.testing.assert_close(weights(fast), weights(plain), atol=1e-5, rtol=1e-5)
+    assert fast.blocks[0]._compiled_call_impl is None
+
+
 def test_bf16_is_autocast_and_the_weights_stay_float32() -> None:
     model, plain = transformer(), transformer()
     optimization = AdamW(lr=0.01)
@@ -82,7 +95,7 @@ def test_bf16_is_autocast_and_the_weights_stay_float32() -> None:
         model, CausalLM(), optimization=optimization,
         options=TrainOptions(steps=6, precision="bf16", clip=None),
     ).fit(DATA)  # fmt: skip
-    reference = torch.optim.AdamW(plain.parameters(), lr=0.01, weight_decay=0.01)
+    reference = torch.optim.AdamW(plain.parameters(), lr=0.01, weight_decay=0.01, fused=True)
     for step in range(6):
         reference.zero_grad()
         with torch.autocast("cpu", torch.bfloat16):

@@ -41,7 +41,9 @@ def plain(model: Any, steps: int, accumulate: int) -> list[float]:
     decayed = [p for p in model.parameters() if p.dim() > 1]
     spared = [p for p in model.parameters() if p.dim() == 1]
     optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.1}, {"params": spared, "weight_decay": 0.0}], lr=0.01
+        [{"params": decayed, "weight_decay": 0.1}, {"params": spared, "weight_decay": 0.0}],
+        lr=0.01,
+        fused=True,
     )
     losses = []
     for step in range(steps):

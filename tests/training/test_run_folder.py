@@ -157,3 +157,13 @@ def test_state_comes_back_as_it_was(tmp_path: Path) -> None:
     assert torch.equal(found["half"], state["half"])
     with pytest.raises(TypeError, match="cannot hold a set"):
         write_state(tmp_path, {"x": {1}})
+
+
+def test_checkpoints_of_a_way_that_was_left_go(tmp_path: Path) -> None:
+    with locked(tmp_path) as folder:
+        for step in (2, 4, 6):
+            whole.publish(folder.checkpoint(step), lambda made: (made / "x").write_bytes(b"x"))
+        folder.held_out = {2: 1.0, 6: 0.5}
+        assert sorted(folder.forget(4)) == [6]
+        assert list(whole.steps(tmp_path)) == [4, 2]
+        assert folder.held_out == {2: 1.0}

@@ -47,12 +47,14 @@ def packed(x: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
     table = codes(signed, x.device)
     bounds = (table[1:] + table[:-1]) / 2
     shares = rows / scales.clamp(min=torch.finfo(torch.float32).tiny)[:, None]
-    return torch.bucketize(shares, bounds).to(torch.uint8).flatten()[: len(flat)], scales
+    return torch.bucketize(shares, bounds, out_int32=True).to(torch.uint8).flatten()[
+        : len(flat)
+    ], scales
 
 
 def unpacked(held: Tensor, scales: Tensor, signed: bool) -> Tensor:
     """(values,) float32."""
-    values = codes(signed, held.device)[held.long()]
+    values = codes(signed, held.device).index_select(0, held.int())
     rows = F.pad(values, (0, -len(values) % BLOCK)).view(-1, BLOCK) * scales[:, None]
     return rows.flatten()[: len(values)]
 

@@ -12,7 +12,7 @@ from keifu.training.optimizer import Optimization
 
 @dataclass(frozen=True, kw_only=True)
 class Adam(Optimization):
-    """torch.optim.Adam."""
+    """torch.optim.Adam, fused."""
 
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay of the two moments (Transformer of 2017: 0.9, 0.98)"""
@@ -21,7 +21,7 @@ class Adam(Optimization):
 
     def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """Over groups in torch's form."""
-        return torch.optim.Adam(groups, lr=self.lr, betas=self.betas, eps=self.eps)
+        return torch.optim.Adam(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
 
 
 optimizer = Adam

@@ -12,7 +12,7 @@ from keifu.training.optimizer import Optimization
 
 @dataclass(frozen=True, kw_only=True)
 class AdamW(Optimization):
-    """torch.optim.AdamW."""
+    """torch.optim.AdamW, fused."""
 
     decay: float = 0.01
     """Weight decay, where a group does not say otherwise"""
@@ -23,7 +23,7 @@ class AdamW(Optimization):
 
     def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """Over groups in torch's form."""
-        return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps)
+        return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
 
 
 optimizer = AdamW
