@@ -159,6 +159,9 @@ class Trainer(Generic[B]):
         self.model, self.objective, self.crew = crew.prepare(model), objective, crew
         self.schedule, self.options = schedule, options
         self.watch, self.on_step = tuple(watch), tuple(on_step)
+        for weight in self.model.parameters():
+            if not weight.is_contiguous():  # fused updates read memory in order, states' too
+                weight.data = weight.data.contiguous()
         found = optimizer_groups(self.model, groups, lr=optimization.lr, decay=optimization.decay)
         self.optimizer = optimization.build(found)
         self.parameters = [p for g in self.optimizer.param_groups for p in g["params"]]

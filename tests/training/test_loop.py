@@ -294,3 +294,23 @@ def test_training_a_loaded_model_turns_its_gradients_on() -> None:
     start = weights(model)
     Trainer(model, CausalLM(), options=TrainOptions(steps=1)).fit(DATA)
     assert not torch.equal(weights(model), start)
+
+
+def test_a_weight_that_lies_transposed_learns_as_any_other() -> None:
+    """As Hugging Face's GPT-2 has them: a fused update reads weights and moments in one order."""
+    plain, turned = transformer(), transformer()
+    for parameter in turned.parameters():
+        if parameter.dim() == 2:
+            parameter.data = parameter.data.T.contiguous().T
+    first = Trainer(turned, CausalLM(), options=TrainOptions(steps=3))
+    first.fit(DATA)
+    again = transformer()
+    again.load_state_dict(turned.state_dict())
+    for parameter in again.parameters():
+        if parameter.dim() == 2:
+            parameter.data = parameter.data.T.contiguous().T
+    second = Trainer(again, CausalLM(), options=TrainOptions(steps=6))
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    second.fit(DATA)
+    Trainer(plain, CausalLM(), options=TrainOptions(steps=6)).fit(DATA)
+    assert torch.equal(weights(plain), weights(again))

@@ -47,9 +47,8 @@ def packed(x: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
     table = codes(signed, x.device)
     bounds = (table[1:] + table[:-1]) / 2
     shares = rows / scales.clamp(min=torch.finfo(torch.float32).tiny)[:, None]
-    return torch.bucketize(shares, bounds, out_int32=True).to(torch.uint8).flatten()[
-        : len(flat)
-    ], scales
+    nearest = torch.bucketize(shares, bounds, out_int32=True).to(torch.uint8)
+    return nearest.flatten()[: len(flat)], scales
 
 
 def unpacked(held: Tensor, scales: Tensor, signed: bool) -> Tensor:
