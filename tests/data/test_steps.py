@@ -9,6 +9,7 @@ import pytest
 
 from keifu.core.errors import KeifuError
 from keifu.data.document import Document, Dropped
+from keifu.data.shingles import words
 from keifu.data.step import DocumentStep
 from keifu.data.steps.boilerplate import Boilerplate
 from keifu.data.steps.c4 import C4
@@ -125,12 +126,12 @@ def test_gopher() -> None:
 
 def test_gopher_shares_by_hand() -> None:
     # words aa bb aa bb cc: ten characters; "aa bb" comes twice: 2 * 4 of 10
-    assert top_share("aa bb aa bb cc", 2) == pytest.approx(0.8)
-    assert top_share("aa bb cc", 2) == 0
-    assert duplicate_share("aa bb aa bb cc", 2) == pytest.approx(0.8)
+    assert top_share(words("aa bb aa bb cc"), 2) == pytest.approx(0.8)
+    assert top_share(words("aa bb cc"), 2) == 0
+    assert duplicate_share(words("aa bb aa bb cc"), 2) == pytest.approx(0.8)
     # "a a" comes at three places that overlap: each character counts once
-    assert duplicate_share("a a a a b", 2) == pytest.approx(0.8)
-    assert duplicate_share("one two", 5) == 0
+    assert duplicate_share(words("a a a a b"), 2) == pytest.approx(0.8)
+    assert duplicate_share(words("one two"), 5) == 0
 
 
 def test_gopher_repetition() -> None:
@@ -217,9 +218,9 @@ def test_contamination(questions: Path) -> None:
     step = Contamination(against=(str(questions),))
     clean = corpus.prose(1)
     assert on(step, clean) == clean
-    words = corpus.EVALUATION.split()
+    asked = corpus.EVALUATION.split()
     for count, expected in ((12, ""), (13, "contaminated")):
-        said = " ".join(words[5 : 5 + count]).upper().replace(" ", ", ")
+        said = " ".join(asked[5 : 5 + count]).upper().replace(" ", ", ")
         assert reason(step, f"{clean}\n{said}\n{clean}") == expected
     found = on(step, f"{clean} Eight words are the fewest that can match! Indeed.")
     assert isinstance(found, Dropped)

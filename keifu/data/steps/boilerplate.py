@@ -3,29 +3,48 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from keifu.core.errors import KeifuError
 from keifu.data.document import Change, Document, Dropped
 from keifu.data.step import DocumentStep
 
-PHRASES = (
-    r"(accept|use[sd]?|using|manage|our) (all )?cookies", r"cookie (policy|settings|notice)",
-    r"privacy policy", r"terms (of (use|service)|and conditions|& conditions)",
-    r"all rights reserved", r"(©|\(c\)|copyright) ?\d{4}", r"skip to (main |the )?content",
-    r"(sign|log) ?(in|up|out)\b.*\b(sign|log) ?(in|up|out)", r"create (an|your) account",
-    r"(subscribe|sign up) (to|for) (our|the|my) (free )?(news|mailing|weekly|daily)",
-    r"(share|follow us|find us|like us) on (facebook|twitter|linkedin|instagram|whatsapp|x)\b",
-    r"(click|tap) here (to|for|now)", r"read more\b.{0,20}$",
-    r"^(next|previous) (page|post|article)",
-    r"^advertisement", r"^sponsored( content| post)?\b", r"buy (it )?now\b",
-    r"order (yours )?now\b",
-    r"add to (cart|basket|wishlist)", r"free shipping", r"\d+ ?% off\b", r"limited[- ]time offer",
-    r"(please )?(enable|turn on) java ?script", r"back to top", r"leave a (comment|reply)$",
-    r"^(related|recommended|popular) (posts|articles|stories)\b",
-    r"^\d+ (comments?|likes?|shares?)$",
-)  # fmt: skip
-_PARTS = re.compile(r"\s*(?:\||»|›|•|·|::|→|\s/\s|\s>\s|\s-\s|\t| {3,})\s*")
+PHRASES: Mapping[str, str] = {
+    "cookie": r"(accept|use[sd]?|using|manage|our) (all )?cookies|cookie (policy|settings|notice)",
+    "privacy": r"privacy policy",
+    "terms": r"terms (of (use|service)|and conditions|& conditions)",
+    "rights": r"all rights reserved",
+    "©": r"© ?\d{4}",
+    "copyright": r"copyright (\(c\) ?)?\d{4}",
+    "skip": r"skip to (main |the )?content",
+    "sign": r"\b(sign|log) ?(in|up|out)\b.*\b(sign|log) ?(in|up|out)\b|sign up for (our|the|my) ",
+    "account": r"create (an|your) account",
+    "subscribe": r"subscribe (to|for) (our|the|my) (free )?(news|mailing|weekly|daily)",
+    " on ": r"(share|follow us|find us|like us) on (facebook|twitter|linkedin|instagram|whatsapp)",
+    " here ": r"(click|tap) here (to|for|now)",
+    "more": r"(read|see|show) more\b.{0,20}$|continue reading$",
+    "next ": r"^next (page|post|article)",
+    "previous ": r"^previous (page|post|article)",
+    "advertisement": r"^advertisement",
+    "sponsored": r"^sponsored( content| post)?\b",
+    " now": r"(buy|order) (it |yours )?now\b",
+    "add to": r"add to (cart|basket|wishlist)",
+    "shipping": r"free shipping",
+    "%": r"\d+ ?% off\b",
+    "offer": r"limited[- ]time offer",
+    "script": r"(please )?(enable|turn on) java ?script",
+    "back to": r"back to top",
+    "leave a": r"leave a (comment|reply)$",
+    "related": r"^related (posts|articles|stories)\b",
+    "recommended": r"^recommended (posts|articles|stories)\b",
+    "popular": r"^popular (posts|articles|stories)\b",
+    "comment": r"^\d+ comments?$",
+    "like": r"^\d+ likes?$",
+    "share": r"^\d+ shares?$",
+}
+"""A word that is looked for first (in small letters) -> what a line with it must match."""
+_PARTS = re.compile(r"\||»|›|•|·|::|→|\s/\s|\s>\s|\s-\s|\t| {3,}")
 _LINK = re.compile(r"[^\W_][\w '’&/.-]{0,29}")
 _PLAIN = re.compile(r"[.!?。！？;]")
 
@@ -44,7 +63,8 @@ class Boilerplate(DocumentStep):
     def start(self) -> Change:
         """The function that does it."""
         try:
-            furniture = re.compile("|".join(f"(?:{p})" for p in (*PHRASES, *self.phrases)), re.I)
+            listed = [(word, re.compile(phrase, re.I)) for word, phrase in PHRASES.items()]
+            listed += [("", re.compile(phrase, re.I)) for phrase in self.phrases]
         except re.error as broken:
             raise KeifuError(f"boilerplate: a phrase is no pattern: {broken}") from None
 
@@ -52,10 +72,12 @@ class Boilerplate(DocumentStep):
             seen: set[str] = set()
             kept: list[str] = []
             gone = size = 0
+            small = document.text.lower()
+            phrases = [(word, phrase) for word, phrase in listed if word in small]
             for line in document.text.split("\n"):
                 core = line.strip()
                 size += len(core)
-                if core and len(core) <= self.longest and _furniture(core, furniture, seen):
+                if core and len(core) <= self.longest and _furniture(core, phrases, seen):
                     gone += len(core)
                     continue
                 kept.append(line)
@@ -69,10 +91,12 @@ class Boilerplate(DocumentStep):
         return change
 
 
-def _furniture(line: str, phrases: re.Pattern[str], seen: set[str]) -> bool:
-    if phrases.search(line):
-        return True
-    parts = _PARTS.split(line)
+def _furniture(line: str, phrases: Sequence[tuple[str, re.Pattern[str]]], seen: set[str]) -> bool:
+    if phrases:
+        small = line.lower()
+        if any(word in small and phrase.search(line) for word, phrase in phrases):
+            return True
+    parts = [part.strip() for part in _PARTS.split(line)]
     if len(parts) >= 4 and all(map(_LINK.fullmatch, parts)):  # a row of links; no table, no code
         return 2 * sum(not part[0].islower() for part in parts) >= len(parts)
     if len(line) < 20 or not _PLAIN.search(line[-2:]):

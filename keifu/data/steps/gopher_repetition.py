@@ -11,13 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from keifu.data.document import Change, Document, Dropped
-from keifu.data.shingles import shingles, words
+from keifu.data.shingles import Words, shingles, words
 from keifu.data.step import DocumentStep
 
 
-def top_share(text: str, n: int) -> float:
+def top_share(found: Words, n: int) -> float:
     """The share of characters in the n-gram of words that comes most often."""
-    found = words(text)
     if len(found.hashes) < n:
         return 0.0
     lengths = found.ends - found.starts
@@ -29,9 +28,8 @@ def top_share(text: str, n: int) -> float:
     return float((counts * sizes)[top].max() / lengths.sum())
 
 
-def duplicate_share(text: str, n: int) -> float:
+def duplicate_share(found: Words, n: int) -> float:
     """The share of characters inside n-grams of words that come more than once."""
-    found = words(text)
     if len(found.hashes) < n:
         return 0.0
     lengths = found.ends - found.starts
@@ -72,11 +70,12 @@ class GopherRepetition(DocumentStep):
                 share, size = _again([part.strip() for part in parts if part.strip()])
                 if share > most or size > characters:
                     return Dropped(f"repeated {name}", f"{share:.0%}, of characters {size:.0%}")
+            found = words(text)
             for n, most in enumerate(self.top, 2):
-                if (share := top_share(text, n)) > most:
+                if (share := top_share(found, n)) > most:
                     return Dropped("one n-gram too often", f"{n} words, {share:.0%} of characters")
             for n, most in enumerate(self.duplicates, 5):
-                if (share := duplicate_share(text, n)) > most:
+                if (share := duplicate_share(found, n)) > most:
                     return Dropped("repeated n-grams", f"{n} words, {share:.0%} of characters")
             return document
 

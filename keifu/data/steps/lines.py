@@ -18,6 +18,8 @@ from keifu.data.document import Document, Dropped
 from keifu.data.shingles import words
 from keifu.data.step import CorpusStep, Judge, Look, Verdict
 
+_END = re.compile("\n")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Lines(CorpusStep):
@@ -39,13 +41,17 @@ class Lines(CorpusStep):
         """Eight bytes a line; zeros for one that stays anyway."""
 
         def look(document: Document) -> bytes:
-            lines = document.text.split("\n")
-            numbers = np.zeros(len(lines), np.uint64)
-            for at, line in enumerate(lines):
-                found = words(line).hashes
-                if len(found) >= self.shortest:
-                    place = np.arange(1, 2 * len(found), 2, dtype=np.uint64)
-                    numbers[at] = (found * place).sum(dtype=np.uint64)
+            text = document.text
+            ends = np.array([at.start() for at in _END.finditer(text)], np.int64)
+            found = words(text)
+            # first[k] is line k's first word; the last entry is the number of words
+            first = np.searchsorted(found.starts, np.concatenate(([0], ends, [len(text)])))
+            counts = np.diff(first)
+            place = np.arange(len(found.starts)) - np.repeat(first[:-1], counts)
+            sums = np.zeros(len(place) + 1, np.uint64)
+            np.cumsum(found.hashes * (2 * place + 1).astype(np.uint64), out=sums[1:])
+            numbers = sums[first[1:]] - sums[first[:-1]]
+            numbers[counts < self.shortest] = 0
             return numbers.tobytes()
 
         return look

@@ -14,7 +14,8 @@ _ENDS = re.compile(r"\r\n?|[\u0085\u2028\u2029\x0b\x0c]")
 _INVISIBLE = re.compile(
     "[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\u00ad\u200b\u2060\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"
 )
-_SPACES = re.compile(r"[ \t\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]+(?=\n|$)")
+_ENDING = re.compile(r"[\r\x0b\x0c]")
+_CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f]")
 _WIDE = re.compile(r"[\u00a0\u1680\u2000-\u200a\u202f\u205f]")
 _EMPTY = re.compile(r"\n{3,}")
 
@@ -30,10 +31,15 @@ class Normalise(DocumentStep):
         """The function that does it."""
 
         def change(document: Document) -> Document | Dropped:
-            text = _ENDS.sub("\n", document.text)
-            if not text.isascii():
-                text = unicodedata.normalize(self.form, text)
-            text = _SPACES.sub("", _WIDE.sub(" ", _INVISIBLE.sub("", text)))
+            text = document.text
+            if text.isascii():
+                if _ENDING.search(text):
+                    text = _ENDS.sub("\n", text)
+                text = _CONTROL.sub("", text)
+            else:
+                text = unicodedata.normalize(self.form, _ENDS.sub("\n", text))
+                text = _WIDE.sub(" ", _INVISIBLE.sub("", text))
+            text = "\n".join([line.rstrip() for line in text.split("\n")])
             text = _EMPTY.sub("\n\n", text).strip("\n")
             if not text.strip():
                 return Dropped("empty")

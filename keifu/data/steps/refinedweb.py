@@ -55,8 +55,8 @@ class RefinedWeb(DocumentStep):
             return True
         if _NUMBERS.match(line) or _COUNTER.match(line):
             return True
-        letters = [c for c in line if c.isalpha()]
-        if letters and sum(map(str.isupper, letters)) > self.capitals * len(letters):
+        capitals = sum(map(str.isupper, line))
+        if capitals > 1 and capitals > self.capitals * sum(map(str.isalpha, line)):
             return True
         buttons = (_START, _END, _INSIDE)
         return len(words) <= self.short and any(pattern.search(line) for pattern in buttons)
