@@ -10,6 +10,7 @@ from typing import Any
 
 from benchmarks import (
     accuracy,
+    clean,
     constrain,
     embed,
     experts,
@@ -91,6 +92,7 @@ def main() -> None:
         "perplexity": perplexity.measure,
         "constrain": constrain.measure,
         "vectors": vectors.measure,
+        "clean": clean.measure,
         "embed": embed.measure,
         "mamba": mamba.measure,
         "speculate": speculate.measure,
@@ -100,7 +102,7 @@ def main() -> None:
         "tokenize": shards.measure,
         "soak": soak.measure,
     }
-    own = {"vectors", "embed", "experts", "gpu", "mamba"}
+    own = {"vectors", "clean", "embed", "experts", "gpu", "mamba"}
     """Those that do not run the model that is asked for, but their own."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", help=f"which of {', '.join(every)}; none: all but soak")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import runpy
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from keifu.cli.main import main
 from keifu.data.document import Document, Dropped
 from keifu.data.pipeline import BuildOptions, Pipeline
 from keifu.data.published import LLAMA, REDPAJAMA, REDPAJAMA_TOKENS
@@ -125,3 +128,33 @@ def test_on_ray(tmp_path: Path) -> None:
         Pipeline(steps=steps).build([source], tmp_path / folder, options)
     for name in ("documents.jsonl", "report.json", "sample.jsonl"):
         assert (tmp_path / "here" / name).read_bytes() == (tmp_path / "ray" / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_real_text(tmp_path: Path) -> None:
+    """recipes/clean_text.py: what was planted into Python's documentation goes, the rest stays."""
+    found = runpy.run_path(str(RECIPES / "clean_text.py"))["main"](tmp_path)
+    every, left = found["every"], found["left"]
+    assert (left["copy"], left["question"], found["lines_left"]) == (0, 0, 0)
+    assert left["near copy"] <= every["near copy"] / 10
+    assert left["furniture"] == every["furniture"]
+    assert left["toxic line"] == every["toxic line"]
+    assert found["same"] > 0.9 * every["real"]
+
+
+@pytest.mark.slow
+def test_a_real_model_judges(tmp_path: Path, smollm2: Path) -> None:
+    """Prose is far more likely to a language model than the same words in any order."""
+    good = [corpus.GERMAN, *(corpus.prose(n, 4) for n in range(3))]
+    rng = random.Random(0)
+    rows = [("prose", text) for text in good]
+    for text in good:
+        words = text.split()
+        rows.append(("shuffled", " ".join(rng.sample(words, len(words)))))
+    source, recipe = corpus.write(tmp_path / "a.jsonl", rows), tmp_path / "r.yaml"
+    recipe.write_text("steps: [perplexity: {most: 1.0e+9}]")
+    words = ["build", tmp_path / "out", source, "--recipe", recipe, "--judge", smollm2, "-q"]
+    assert main(["data", *map(str, words)]) == 0
+    kept = (tmp_path / "out/documents.jsonl").read_text().splitlines()
+    found = [json.loads(line)["meta"]["perplexity"] for line in kept]
+    assert all(2 * a < b for a, b in zip(found[:4], found[4:], strict=True))
