@@ -169,6 +169,7 @@ def _processes(
     environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "keifu.data.work", str(folder)]
     started: list[subprocess.Popen[str]] = []
+    feeds: list[threading.Thread] = []
 
     def feed(process: subprocess.Popen[str]) -> None:
         assert process.stdin is not None
@@ -192,22 +193,36 @@ def _processes(
                     faults.append(answer.removeprefix("failed ").strip() or ended)
 
     try:
+        pipe = subprocess.PIPE
         for _ in range(count):
-            pipe = subprocess.PIPE
+            # In a session of their own: an interruption is for this process, which ends them.
             started.append(
-                subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
-            )
-        feeds = [threading.Thread(target=feed, args=(p,), daemon=True) for p in started]
+                subprocess.Popen(
+                    command, stdin=pipe, stdout=pipe, text=True, env=environment,
+                    start_new_session=True,
+                )
+            )  # fmt: skip
+        feeds += [threading.Thread(target=feed, args=(p,), daemon=True) for p in started]
         for thread in feeds:
             thread.start()
         for thread in feeds:
             thread.join()
     finally:
-        for process in started:
-            process.kill()
-            process.communicate()
+        _end(started, feeds)
     if faults:
         raise KeifuError(faults[0])
+
+
+def _end(started: Sequence[subprocess.Popen[str]], feeds: Sequence[threading.Thread]) -> None:
+    """No process is left, and no pipe, whatever happened."""
+    for process in started:
+        process.kill()
+        process.wait()
+    for thread in feeds:
+        if thread.is_alive():
+            thread.join(5)
+    for process in started:
+        process.communicate()
 
 
 def _on_ray(folder: Path, numbers: Sequence[int], one_more: Callable[[], None]) -> None:
