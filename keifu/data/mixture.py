@@ -23,6 +23,11 @@ from keifu.data.example import Example, Examples
 from keifu.data.order import Permutation, key
 
 BLOCK = 1 << 16
+_TABLES = 32
+"""Blocks that are kept, of half a megabyte each: who asks for distant examples stays quick."""
+
+
+_Table = tuple[NDArray[np.int32], NDArray[np.int32]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +119,7 @@ class Mixture:
         own = {part.name: float(_or(part.weight, part.tokens)) for part in parts}
         self.stages = tuple(stages) or (Stage(examples=None, weights=own),)
         self._weights = [self._of(stage, temperature) for stage in self.stages]
-        self._tables: dict[tuple[int, int], tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
+        self._tables: dict[tuple[int, int], _Table] = {}
         self._segments: list[_Segment] = []
         self.length: int | None = self._divide()
         """Examples after which every source has been seen as often as it may be; None: no end."""
@@ -122,8 +127,8 @@ class Mixture:
 
     @property
     def epoch(self) -> int | None:
-        """A mixture has none."""
-        return None
+        """All of it where it ends, as it is then seen once; else there is none."""
+        return self.length
 
     def __call__(self, number: int) -> Example:
         """The number-th example of the run."""
@@ -235,18 +240,20 @@ class Mixture:
         each = zip(segment.used, segment.shares, more.tolist(), strict=True)
         return tuple(used + blocks * share + one for used, share, one in each)
 
-    def _table(self, at: int, block: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _table(self, at: int, block: int) -> _Table:
         """(BLOCK,) of each place of a block, its part and how many of that part came before."""
         if (at, block) not in self._tables:
             shares = np.array(self._segments[at].shares)
             order = Permutation(size=BLOCK, seed=key(self.seed, at), epoch=block)
             strata = order.many(np.arange(BLOCK))
             parts = np.searchsorted(np.cumsum(shares), strata, "right")
-            ranks = np.empty(BLOCK, np.int64)
+            ranks = np.empty(BLOCK, np.int32)
             ranks[np.argsort(parts, kind="stable")] = np.concatenate([np.arange(n) for n in shares])
-            while len(self._tables) >= 4:
+            while len(self._tables) >= _TABLES:
                 self._tables.pop(next(iter(self._tables)), None)
-            self._tables[at, block] = parts, ranks
+            table = parts.astype(np.int32), ranks
+            self._tables[at, block] = table
+            return table
         return self._tables[at, block]
 
 

@@ -92,7 +92,7 @@ def test_a_source_rests_when_it_was_seen_as_often_as_it_may() -> None:
     mixture = Mixture(
         [part("a", 10, weight=1, epochs=2.5), part("b", 40, weight=1, epochs=2)], seed=3
     )
-    assert mixture.length == 25 + 80
+    assert mixture.length == mixture.epoch == 25 + 80
     counts = Counter(drawn(mixture, 105))
     assert counts == Counter([(0, n) for n in range(25)] + [(1, n) for n in range(80)])
     with pytest.raises(KeifuError, match="end after 105"):
