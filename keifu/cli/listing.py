@@ -25,6 +25,7 @@ FOLDERS = {
     "families": "keifu.families",
     "objectives": "keifu.training.objectives",
     "schedules": "keifu.training.schedules",
+    "reports": "keifu.training.reports",
     "optimizers": "keifu.training.optimizers",
     "steps": "keifu.data.steps",
     "probes": "keifu.evaluation.probes",
@@ -45,8 +46,8 @@ def listing(
 ) -> None:
     """List what there is of a KIND: systems, areas, models, published, families, objectives ...
 
-    `families` run; `objectives`, `schedules` and `optimizers` train; `probes` ask; `steps` clean
-    data. `models` are what Keifu fetches by name; `published` are the models of the family tree
+    `families` run; `objectives`, `schedules` and `optimizers` train, `reports` tell of it; `probes`
+    ask; `steps` clean data. `models` are what Keifu fetches by name; `published` are the models of the family tree
     with who made them and what their licences allow.
     """
     if (license or country) and kind != "published":

@@ -76,6 +76,7 @@ def test_computing_again_keeps_less() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("recompute", [False, True])
 def test_compiled_blocks_learn_the_same(recompute: bool) -> None:
     """Needs a C++ compiler, and seconds of it."""
