@@ -47,8 +47,8 @@ def listing(
     """List what there is of a KIND: systems, areas, models, published, families, objectives ...
 
     `families` run; `objectives`, `schedules` and `optimizers` train, `reports` tell of it; `probes`
-    ask; `steps` clean data. `models` are what Keifu fetches by name; `published` are the models of the family tree
-    with who made them and what their licences allow.
+    ask; `steps` clean data. `models` are what Keifu fetches by name; `published` are the models of
+    the family tree with who made them and what their licences allow.
     """
     if (license or country) and kind != "published":
         raise KeifuError(f"--license and --country are of `keifu list published`, not of {kind}")
