@@ -47,7 +47,7 @@ def build(
     if reading == Reading():
         reading = wanted.reading
     opened = functools.partial(_judge, judge) if judge else None
-    pipeline = Pipeline(steps=wanted.steps, judge=opened)
+    pipeline = Pipeline(steps=wanted.steps, judge=opened, judged_by=judge or "")
     began = time.perf_counter()
     with _bar(quiet or as_json) as show:
         report = pipeline.build(sources or wanted.sources, folder, options, reading, show)

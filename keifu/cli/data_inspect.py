@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 from keifu.cli.options import Argument, Fields, Option
@@ -10,6 +11,7 @@ from keifu.cli.table import size, table
 from keifu.data.findings import Findings, look
 from keifu.data.formats import FORMATS
 from keifu.data.read import Reading
+from keifu.data.sources import info
 
 SCHEMA = 1
 
@@ -22,10 +24,11 @@ def inspect(
 ) -> int:
     """Say what each SOURCE holds: the form of its rows, how many, which are bad and where.
 
-    A SOURCE is a file, a folder, a hub data set or DATASET_INFO.JSON:NAME. The exit code is 1 where
+    A SOURCE is a file, a folder, a hub data set or dataset_info.json:NAME
+    (without :NAME, all of its entries). The exit code is 1 where
     a row is bad, forms are mixed or there is no row.
     """
-    every = [look(source, reading, most=rows) for source in sources]
+    every = [look(source, reading, most=rows) for one in sources for source in _named(one)]
     if as_json:
         found = [findings.as_json() for findings in every]
         print(json.dumps({"schema_version": SCHEMA, "sources": found}, ensure_ascii=False))
@@ -33,6 +36,17 @@ def inspect(
         print("\n\n".join(map(_shown, every)))
     fine = all(f.rows and not f.bad.count and len(f.formats) == 1 for f in every)
     return 0 if fine else 1
+
+
+def _named(source: str) -> list[str]:
+    """Every entry of a dataset_info.json that is named without one of them."""
+    if (
+        Path(source).name == "dataset_info.json"
+        and Path(source).is_file()
+        and (told := info(Path(source)))
+    ):
+        return [f"{source}:{name}" for name in told]
+    return [source]
 
 
 def _shown(found: Findings) -> str:

@@ -75,7 +75,7 @@ def look(source: str | Path, options: Reading = Reading(), *, most: int | None =
             raise KeifuError(f"cannot read {one.path}: {refused.strerror}") from refused
     every = ((one, row) for one in sources for row in rows_of(one, found.bad, options))
     for one, record in itertools.islice(every, most):
-        fields = renamed(record.fields, one.columns)
+        fields = renamed(record.fields, one.columns, one.tags)
         form = detect(fields)
         name = form.name if form else "unknown"
         found.rows += 1

@@ -19,6 +19,11 @@ _STANDARD = {
     "prompt": "instruction", "query": "input", "response": "output", "messages": "conversations",
 }  # fmt: skip
 """What the roles of a dataset_info.json are called in rows that need none."""
+_TAGS = {
+    "role_tag": "from", "content_tag": "value", "user_tag": "human", "assistant_tag": "gpt",
+    "observation_tag": "observation", "function_tag": "function_call", "system_tag": "system",
+}  # fmt: skip
+"""The tags of a dataset_info.json, and what they are where it does not say."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +52,27 @@ def fault(fields: Fields) -> str:
     return form.fault(fields)
 
 
-def renamed(fields: Fields, columns: Mapping[str, str]) -> Fields:
-    """A row with a dataset_info.json's columns under their usual names.
+def renamed(fields: Fields, columns: Mapping[str, str], tags: Mapping[str, str] = {}) -> Fields:
+    """A row with a dataset_info.json's columns, and the words of its turns, under usual names.
 
-    columns: role -> column, {"prompt": "question"}.
+    columns: role -> column, {"prompt": "question"}. tags: {"role_tag": "speaker", ...}.
     """
     usual = {column: _STANDARD.get(role, role) for role, column in columns.items()}
-    return {usual.get(name, name): value for name, value in fields.items()}
+    row = {usual.get(name, name): value for name, value in fields.items()}
+    turns = row.get("conversations")
+    if not tags or not isinstance(turns, list):
+        return row
+    told = {**_TAGS, **tags}
+    roles = {
+        told[tag]: role for tag, role in _TAGS.items() if tag not in ("role_tag", "content_tag")
+    }
+    row["conversations"] = [
+        {"from": roles.get(who := turn.get(told["role_tag"]), who),
+         "value": turn.get(told["content_tag"])}
+        if isinstance(turn, dict) else turn
+        for turn in turns
+    ]  # fmt: skip
+    return row
 
 
 def _text(fields: Fields, *names: str) -> str:

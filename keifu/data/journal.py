@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
-import fcntl
 import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from filelock import FileLock, Timeout
 
 from keifu.core.errors import ConfigError, KeifuError
 
@@ -34,14 +35,22 @@ class Journal:
         self._notes, self._part = folder / "build.journal", folder / "documents.jsonl.part"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self.notes = _locked(self._notes)
+            self._lock = _locked(folder)
+            self.notes: BinaryIO = open(self._notes, "ab+")  # noqa: SIM115
             self.part = open(self._part, "ab+")  # noqa: SIM115
         except OSError as refused:
             raise KeifuError(f"cannot write in {folder}: {refused.strerror}") from refused
-        lines = [] if restart else list(_whole(self.notes))
         self.done: list[dict[str, Any]] = []
+        try:
+            self._begin(recipe, restart)
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin(self, recipe: Mapping[str, Any], restart: bool) -> None:
+        lines = [] if restart else list(_whole(self.notes))
         if lines:
-            _same(lines[0], recipe, folder)
+            _same(lines[0], recipe, self.folder)
             size = self._part.stat().st_size
             for line in lines[1:]:
                 if line["end"] <= size:
@@ -85,14 +94,20 @@ class Journal:
         target = self.folder / "documents.jsonl"
         self.part.close()
         os.replace(self._part, target)
-        self._notes.unlink()
         self.notes.close()
+        self._notes.unlink()
+        self._release()
         return target
 
     def close(self) -> None:
         """Leave it to a later run."""
         self.part.close()
         self.notes.close()
+        self._release()
+
+    def _release(self) -> None:
+        Path(self._lock.lock_file).unlink(missing_ok=True)
+        self._lock.release()
 
     def _note(self, note: Mapping[str, Any]) -> None:
         raw = json.dumps(note, separators=(",", ":")).encode()
@@ -105,14 +120,13 @@ def _written(step: Sequence[tuple[int, bytes]]) -> list[tuple[int, str]]:
     return [(number, base64.b64encode(seen).decode()) for number, seen in step]
 
 
-def _locked(path: Path) -> BinaryIO:
-    file = open(path, "ab+")  # noqa: SIM115
+def _locked(folder: Path) -> FileLock:
+    lock = FileLock(folder / "build.lock")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise KeifuError(f"another build writes in {path.parent}") from None
-    return file
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise KeifuError(f"another build writes in {folder}") from None
+    return lock
 
 
 def _whole(file: BinaryIO) -> Iterator[dict[str, Any]]:

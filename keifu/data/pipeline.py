@@ -58,6 +58,8 @@ class Pipeline:
     steps: Sequence[Step]
     judge: Callable[[], Score] | None = None
     """Opens the language model of the step `perplexity`; a function that processes can be sent."""
+    judged_by: str = ""
+    """What that model is called: a build that was broken off goes on with the same one alone."""
 
     def __post_init__(self) -> None:
         if not self.steps:
@@ -130,7 +132,7 @@ class Pipeline:
         self, sources: Sequence[str | Path], options: BuildOptions, reading: Reading
     ) -> dict[str, Any]:
         return {
-            "steps": [written(step) for step in self.steps],
+            "steps": [written(step) for step in self.steps], "judge": self.judged_by,
             "sources": [_stamp(source) for source in sources],
             "reading": {"split": reading.split, "column": reading.column, "unit": reading.unit},
             "options": {"chunk": options.chunk, "skip_bad": options.skip_bad,

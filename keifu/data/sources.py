@@ -39,8 +39,8 @@ class Source:
     """At most so many rows."""
     columns: Mapping[str, str] = field(default_factory=dict)
     """Roles of columns as a dataset_info.json gives them: {"prompt": "question"}."""
-    formatting: str = ""
-    """What a dataset_info.json calls the format; "" if there is none."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    """What a dataset_info.json says that the parts of a conversation's turns are called."""
 
 
 def find(
@@ -94,17 +94,18 @@ def _of_info(
         raise unknown("data set", name, entries, f"of {path}")
     entry = entries[name]
     limit, columns = entry.get("num_samples"), entry.get("columns") or {}
-    if not (limit is None or (isinstance(limit, int) and limit > 0)) or not (
-        isinstance(columns, dict) and all(isinstance(v, str) for v in columns.values())
+    tags = entry.get("tags") or {}
+    if not (limit is None or (isinstance(limit, int) and limit > 0)) or not all(
+        isinstance(named, dict) and all(isinstance(v, str) for v in named.values())
+        for named in (columns, tags)
     ):
-        raise FormatError(f"{path}: {name}: num_samples is a number, columns are names")
+        raise FormatError(f"{path}: {name}: num_samples is a number, columns and tags are names")
     if "file_name" in entry:
         target = _inside(path.parent, str(entry["file_name"]), path)
         files = find(target, rows, texts, split=split or entry.get("split"))
     else:
         files = find(str(entry.get("hf_hub_url")), rows, texts, split=split or entry.get("split"))
-    formatting = str(entry.get("formatting", "alpaca"))
-    return [Source(file.path, limit, columns, formatting) for file in files]
+    return [Source(file.path, limit, columns, tags) for file in files]
 
 
 def _of_folder(

@@ -36,6 +36,22 @@ def test_inspect(tmp_path: Path, capsys: Capture) -> None:
     assert (found["verdict"], found["rows"], found["whole"]) == ("messages", 1, False)
 
 
+def test_inspect_a_dataset_info(tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "a.json").write_text('[{"q": "one", "a": "two"}]')
+    (tmp_path / "b.jsonl").write_text('{"text": "x"}')
+    entries = {
+        "asked": {"file_name": "a.json", "columns": {"prompt": "q", "response": "a"}},
+        "plain": {"file_name": "b.jsonl"},
+    }
+    info = tmp_path / "dataset_info.json"
+    info.write_text(json.dumps(entries))
+    assert run("inspect", info, "--json") == 0
+    found = json.loads(capsys.readouterr().out)["sources"]
+    assert [(f["source"], f["verdict"]) for f in found] == [
+        (f"{info}:asked", "alpaca"), (f"{info}:plain", "text"),
+    ]  # fmt: skip
+
+
 def test_inspect_empty_and_one(tmp_path: Path, capsys: Capture) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text("")

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
+from dataclasses import dataclass
 from pathlib import Path
+
+from keifu.data.document import Change, Document
+from keifu.data.step import DocumentStep
 
 WORDS = (
     "river stone light morning garden letter window mountain paper silence market bridge "
@@ -72,3 +78,16 @@ def write(path: Path, documents: list[tuple[str, str]]) -> Path:
     rows = (json.dumps({"text": text, "meta": {"kind": kind}}) for kind, text in documents)
     path.write_text("".join(row + "\n" for row in rows), "utf-8")
     return path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Killing(DocumentStep):
+    """A step whose process is killed at a short text, as by a machine without memory."""
+
+    def start(self) -> Change:
+        def change(document: Document) -> Document:
+            if document.text.startswith("Too short"):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return document
+
+        return change

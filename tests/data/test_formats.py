@@ -88,3 +88,9 @@ def test_columns_of_a_dataset_info() -> None:
     assert renamed(row, {"prompt": "frage", "response": "antwort"}) == {
         "instruction": "a", "output": "b", "x": 1,
     }  # fmt: skip
+    said = {"talk": [{"who": "me", "what": "hi"}, {"who": "it", "what": "yo"}]}
+    tags = {"role_tag": "who", "content_tag": "what", "user_tag": "me", "assistant_tag": "it"}
+    assert renamed(said, {"messages": "talk"}, tags) == {"conversations": SHARE}
+    assert fault(renamed(said, {"messages": "talk"}, {**tags, "user_tag": "you"})) == (
+        "turn 1 is by 'me': no known role"
+    )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -15,6 +17,7 @@ import pytest
 from keifu.core.errors import ConfigError, KeifuError
 from keifu.data.document import Document, Dropped
 from keifu.data.pipeline import BuildOptions, Pipeline
+from keifu.data.report import Report
 from keifu.data.step import STEPS, Step, name_of, steps_of, valued, written
 from tests.data import corpus
 
@@ -36,6 +39,12 @@ def pipeline(evaluation: Path) -> Pipeline:
     contamination = {"contamination": {"against": [str(evaluation)]}}
     steps = [contamination if step == "contamination" else step for step in STEPS_WRITTEN]
     return Pipeline(steps=steps_of(steps))
+
+
+def light(evaluation: Path) -> Pipeline:
+    """Without the language model, which takes a second to load in each process."""
+    steps = [step for step in pipeline(evaluation).steps if name_of(step) != "language"]
+    return Pipeline(steps=steps)
 
 
 @pytest.fixture
@@ -89,9 +98,9 @@ def test_processes_and_chunks_change_nothing(
     tmp_path: Path, source: Path, evaluation: Path
 ) -> None:
     one, two, small = (tmp_path / name for name in ("one", "two", "small"))
-    pipeline(evaluation).build([source], one)
-    pipeline(evaluation).build([source], two, BuildOptions(processes=2, chunk=7))
-    pipeline(evaluation).build([source], small, BuildOptions(chunk=1))
+    light(evaluation).build([source], one)
+    light(evaluation).build([source], two, BuildOptions(processes=2, chunk=7))
+    light(evaluation).build([source], small, BuildOptions(chunk=1))
     for name in ("documents.jsonl", "report.json", "sample.jsonl"):
         assert (one / name).read_bytes() == (two / name).read_bytes()
         assert (one / name).read_bytes() == (small / name).read_bytes()
@@ -100,7 +109,7 @@ def test_processes_and_chunks_change_nothing(
 KILLED = """
 import os, signal, sys
 from keifu.data.pipeline import BuildOptions, Pipeline
-from tests.data.test_pipeline import pipeline
+from tests.data.test_pipeline import light
 from pathlib import Path
 left = int(sys.argv[4])
 def show(report):
@@ -108,7 +117,7 @@ def show(report):
     left -= 1
     if left == 0:
         os.kill(os.getpid(), signal.SIGKILL)
-pipeline(Path(sys.argv[2])).build(
+light(Path(sys.argv[2])).build(
     [sys.argv[1]], sys.argv[3], BuildOptions(chunk=8), show=show
 )
 """
@@ -117,7 +126,7 @@ pipeline(Path(sys.argv[2])).build(
 def test_a_killed_build_goes_on(tmp_path: Path, source: Path, evaluation: Path) -> None:
     """SIGKILL after five chunks and again after three more, a torn note, then the rest."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    pipeline(evaluation).build([source], whole, BuildOptions(chunk=8))
+    light(evaluation).build([source], whole, BuildOptions(chunk=8))
     for chunks in ("5", "3"):
         words = [sys.executable, "-c", KILLED, source, evaluation, broken, chunks]
         assert subprocess.run(words, timeout=100).returncode == -9
@@ -129,12 +138,51 @@ def test_a_killed_build_goes_on(tmp_path: Path, source: Path, evaluation: Path) 
     with pytest.raises(ConfigError, match=r"begun with other steps.*--restart"):
         Pipeline(steps=steps_of(["exact"])).build([source], broken, BuildOptions(chunk=8))
     shown: list[int] = []
-    pipeline(evaluation).build(
+    light(evaluation).build(
         [source], broken, BuildOptions(chunk=8), show=lambda report: shown.append(report.read)
     )
     assert shown[0] == 72  # eight chunks were there
     for name in ("documents.jsonl", "report.json", "sample.jsonl"):
         assert (whole / name).read_bytes() == (broken / name).read_bytes()
+
+
+def test_one_build_at_a_time(tmp_path: Path, source: Path) -> None:
+    simple, seen = Pipeline(steps=steps_of(["exact"])), []
+
+    def show(report: Report) -> None:
+        with pytest.raises(KeifuError, match="another build writes in"):
+            simple.build([source], tmp_path / "out", BuildOptions(chunk=64))
+        seen.append(report.read)
+
+    simple.build([source], tmp_path / "out", BuildOptions(chunk=64), show=show)
+    assert len(seen) == 2
+
+
+def test_a_full_disk_ends_it_and_it_goes_on(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    simple, options = Pipeline(steps=steps_of(["exact", "minhash"])), BuildOptions(chunk=16)
+    simple.build([source], tmp_path / "whole", options)
+    calls, sync = iter(range(99)), os.fsync
+
+    def full(file: int) -> None:
+        if next(calls) == 7:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(file)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(KeifuError, match=r"No space left.*it goes on"):
+            simple.build([source], tmp_path / "out", options)
+    simple.build([source], tmp_path / "out", options)
+    for name in ("documents.jsonl", "report.json", "sample.jsonl"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+
+
+def test_a_worker_that_is_killed(tmp_path: Path, source: Path) -> None:
+    options = BuildOptions(chunk=16, processes=2)
+    with pytest.raises(KeifuError, match=r"ended from outside.*fewer --processes"):
+        Pipeline(steps=[corpus.Killing()]).build([source], tmp_path / "out", options)
 
 
 def test_built_is_built(tmp_path: Path, source: Path) -> None:
