@@ -67,7 +67,7 @@ def renamed(fields: Fields, columns: Mapping[str, str], tags: Mapping[str, str] 
         told[tag]: role for tag, role in _TAGS.items() if tag not in ("role_tag", "content_tag")
     }
     row["conversations"] = [
-        {"from": roles.get(who := turn.get(told["role_tag"]), who),
+        {"from": roles.get(str(who := turn.get(told["role_tag"])), who),
          "value": turn.get(told["content_tag"])}
         if isinstance(turn, dict) else turn
         for turn in turns
