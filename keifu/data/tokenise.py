@@ -97,6 +97,9 @@ def begin(
     """Write down what is to be done, or see that it is what was begun."""
     if (folder / MANIFEST).exists():
         raise KeifuError(f"{folder} is finished: name another folder, or remove it first")
+    for place in (Path(place).absolute() for places in sources.values() for place in places):
+        if place.is_dir() and folder.absolute().is_relative_to(place):
+            raise KeifuError(f"{folder} lies in its own source {place}: name another folder")
     try:
         (folder / WORK).mkdir(parents=True, exist_ok=True)
     except OSError as refused:

@@ -133,6 +133,14 @@ def test_a_begun_folder_wants_the_same_job(tmp_path: Path) -> None:
         tokenise(tmp_path / "out", {"a": [path]}, tokenizer(), shard_tokens=1000)
 
 
+def test_a_folder_is_not_its_own_source(tmp_path: Path) -> None:
+    """What is written there would be read again."""
+    jsonl(tmp_path / "a.jsonl", texts(5))
+    with pytest.raises(KeifuError, match="its own source"):
+        tokenise(tmp_path / "out", {"a": [tmp_path]}, tokenizer())
+    assert not (tmp_path / "out").exists()
+
+
 def test_held_out_texts_are_the_same_wherever_they_stand(tmp_path: Path) -> None:
     """By the text itself, so that a duplicate is never on both sides."""
     rows = texts(500)
