@@ -25,6 +25,7 @@ VERBS = {
     "gist": Verb("keifu.cli.gist:command", RUN, "Press a prompt into a few tokens' cache."),
     "ask": Verb("keifu.cli.ask:command", USE, "Ask about documents, however long."),
     "agent": Verb("keifu.cli.agent:app", USE, "Let a model work in several steps."),
+    "train": Verb("keifu.cli.train:command", MAKE, "Train a model by a recipe."),
     "data": Verb("keifu.cli.data:app", MAKE, "From raw text to what training reads."),
     "models": Verb("keifu.cli.models:app", RUN, "Pull, list, show and remove models."),
     "convert": Verb("keifu.cli.convert:command", CHANGE, "Another format or type, checked."),

@@ -27,8 +27,6 @@ def made(cls: type[T], given: Mapping[str, Any], place: str = "") -> T:
             another type; or the dataclass itself refuses them.
     """
     every = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
-    hints = typing.get_type_hints(cls)
-    faults = [strange(f"{place}{name}", name, every) for name in given if name not in every]
     missing = [
         f"{place}{name} is missing"
         for name, field in every.items()
@@ -36,20 +34,38 @@ def made(cls: type[T], given: Mapping[str, Any], place: str = "") -> T:
         and field.default is dataclasses.MISSING
         and field.default_factory is dataclasses.MISSING
     ]
-    faults += missing
-    found = {}
-    for name, value in given.items():
-        if name in every:
-            try:
-                found[name] = converted(hints[name], value, f"{place}{name}")
-            except ConfigError as wrong:
-                faults.append(str(wrong))
-    if faults:
-        raise ConfigError("; ".join(faults))
+    try:
+        found = checked(cls, given, place)
+    except ConfigError as wrong:
+        raise ConfigError("; ".join([str(wrong), *missing])) from None
+    if missing:
+        raise ConfigError("; ".join(missing))
     try:
         return cls(**found)
     except KeifuError as refused:
         raise ConfigError(f"{place.rstrip('.')}: {refused}" if place else str(refused)) from None
+
+
+def checked(cls: type, given: Mapping[str, Any], place: str = "") -> dict[str, Any]:
+    """Values for some of a dataclass's fields, each converted to its field's type.
+
+    Raises:
+        ConfigError: lists unknown fields (with the nearest names) and values of another type.
+    """
+    every = [field.name for field in dataclasses.fields(cls) if field.init]
+    hints = typing.get_type_hints(cls)
+    faults, found = [], {}
+    for name, value in given.items():
+        if name not in every:
+            faults.append(strange(f"{place}{name}", name, every))
+            continue
+        try:
+            found[name] = converted(hints[name], value, f"{place}{name}")
+        except ConfigError as wrong:
+            faults.append(str(wrong))
+    if faults:
+        raise ConfigError("; ".join(faults))
+    return found
 
 
 def strange(place: str, name: str, known: typing.Iterable[str]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,13 @@ from torch import nn
 from keifu.checkpoints import whole
 from keifu.core.errors import FormatError, KeifuError
 from keifu.families._family import Family
-from keifu.families._load import build_model, open_checkpoint
+from keifu.families._load import Checkpoint, build_model
 from keifu.families._save import Saved
+from keifu.nn.part import Part
 from keifu.text.tokenizer import Tokenizer
 from keifu.training.loop import Record, Trainer
 from keifu.training.run_folder import RunFolder
-from keifu.training.saved_state import frozen, read_state, write_state
+from keifu.training.saved_state import frozen, write_state
 
 STATE = "state"
 
@@ -75,28 +76,27 @@ def snapshot(
     )
 
 
-def weights(checkpoint: Path) -> nn.Module:
-    """A checkpoint's model, in memory of its own, to be trained on."""
-    model = build_model(open_checkpoint(checkpoint))
+def weights(checkpoint: Checkpoint, spec: Part | None = None) -> nn.Module:
+    """A checkpoint's model (or these parts with its weights), in memory of its own, to train."""
+    model = build_model(checkpoint, spec=spec)
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()  # not the file's pages, which pruning would keep
     return model
 
 
-def restore(trainer: Trainer[Any], folder: RunFolder, checkpoint: Path) -> dict[str, Any]:
-    """Stand where the run stood; the trainer's model is `weights(checkpoint)`. Returns the facts.
+def restore(
+    trainer: Trainer[Any], folder: RunFolder, state: Mapping[str, Any], checkpoint: Path
+) -> None:
+    """Stand where the run stood that had this state; the trainer's model is `weights(checkpoint)`.
 
     Raises:
-        FormatError: the state is damaged, or of another run.
+        FormatError: the state is of another run.
     """
-    state = read_state(checkpoint / STATE)
     try:
-        facts = dict(state.pop("facts"))
-        trainer.load_state_dict(state)
-        trainer.history = folder.resumed(trainer.state.step)
+        trainer.load_state_dict({name: value for name, value in state.items() if name != "facts"})
     except (KeyError, TypeError, ValueError) as bad:
         raise FormatError(f"{checkpoint / STATE} is not this run's state: {bad}") from bad
-    return facts
+    trainer.history = folder.resumed(trainer.state.step)
 
 
 class Saver:
