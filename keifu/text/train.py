@@ -38,6 +38,8 @@ class TrainOptions:
     unk: str | None = None
     """Needed by Unigram and WordPiece, which cannot write every character."""
     pad: str | None = None
+    mask: str | None = None
+    """WordPiece always has [MASK]"""
     special: tuple[str, ...] = ()
     """Further special tokens, such as those of a chat format."""
     pre: str = "gpt-2"
@@ -57,6 +59,7 @@ def train(kind: str, texts: Iterable[str], options: TrainOptions | None = None) 
     if kind not in _KINDS:
         raise unknown("kind of tokenizer", kind, _KINDS)
     roles = {"unk": options.unk, "pad": options.pad, "bos": options.bos, "eos": options.eos}
+    roles["mask"] = options.mask
     if kind == "wordpiece":
         roles |= {"cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
     if kind in ("unigram", "wordpiece") and not options.unk:

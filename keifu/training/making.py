@@ -75,6 +75,7 @@ def tokenizer_of(recipe: Recipe, folder: Path, say: Say = print) -> Tokenizer:
             bos=options.bos,
             eos=options.eos,
             pad=options.pad,
+            mask=options.mask,
             special=options.special,
             lowercase=options.lowercase,
         )

@@ -76,6 +76,8 @@ class TokenizerOptions:
     """Ends a text"""
     pad: str | None = None
     """What fills a row; T5's and BART's decoders begin with it"""
+    mask: str | None = None
+    """What stands for what is hidden (wordpiece always has [MASK])"""
     special: tuple[str, ...] = ()
     """Further special tokens, such as T5's <extra_id_0>, <extra_id_1> ..."""
     lowercase: bool = False

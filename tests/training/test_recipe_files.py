@@ -14,6 +14,7 @@ from keifu.training.run import train
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
+RECIPES = [name for name in RECIPES if not name.endswith("_data")]  # of `keifu data build`
 LARGE = {"continue_smollm2"}
 SMALL = ["data.unit=paragraph", "data.length=32", "data.batch=2", "tokenizer.size=600",
          "evaluate.batches=1", "schedule.warmup=1"]  # fmt: skip
