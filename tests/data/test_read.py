@@ -196,3 +196,17 @@ def test_reading_streams(tmp_path: Path) -> None:
     bad = Bad(skip=True)
     assert len(list(documents(path, bad))) == 3
     assert (bad.count, bad.examples[0][0]) == (1, f"{path}:4")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.json", "a.parquet"])
+def test_memory_does_not_grow_with_the_file(tmp_path: Path, name: str) -> None:
+    """Sixteen megabytes of rows pass through at most six, blocks of text and of rows included."""
+    import tracemalloc
+
+    path = write(tmp_path / name, [{"text": "word " * 800, "n": n} for n in range(4000)])
+    assert next(documents(path)).text.startswith("word")  # what is imported is not counted
+    tracemalloc.start()
+    assert sum(len(document.text) for document in documents(path)) == 4000 * 4000
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 6 << 20

@@ -98,8 +98,9 @@ def test_45_endless_lines_are_bounded(tmp_path: Path, monkeypatch: pytest.Monkey
     for module in ("files", "json_rows", "read"):
         monkeypatch.setattr(f"keifu.data.{module}.LONGEST", 1 << 20)
     assert files.LONGEST == 1 << 20
-    for name in ("a.jsonl", "a.json", "a.txt"):
-        (tmp_path / name).write_bytes(b'{"text": "' + b"a" * (3 << 20))
+    for name in ("a.jsonl", "a.json", "a.txt", "a.jsonl.gz"):
+        raw = b'{"text": "' + b"a" * (3 << 20)
+        (tmp_path / name).write_bytes(gzip.compress(raw) if name.endswith(".gz") else raw)
         with pytest.raises(FormatError, match="more than 1 MB"):
             list(documents(tmp_path / name, Bad(skip=True)))
 
