@@ -57,7 +57,8 @@ class Engine:
         parallel: requests that run at once.
         budget: bytes of state for all of them.
         places: of sources that the budget holds; None: as many as tokens.
-        dtype: of per-token state, and what branches compute in (not the residual, float32).
+        dtype: what branches compute in (not the residual, float32).
+        state: the type of per-token state; None: the same.
         gist: the id of the gist token, if any.
         prefixes: whether requests share what was read of texts that begin alike.
         deterministic: a request's last bits are the same whatever else runs: it runs alone.
@@ -79,6 +80,7 @@ class Engine:
         budget: int = 1 << 30,
         places: int | None = None,
         dtype: torch.dtype = torch.float32,
+        state: torch.dtype | None = None,
         device: torch.device | str = "cpu",
         end_ids: Sequence[int] = (),
         gist: int | None = None,
@@ -99,7 +101,7 @@ class Engine:
         self.device, self.end_ids = torch.device(device), frozenset(end_ids)
         self.compute = None if dtype == torch.float32 else dtype
         # Forks of one request (n, beams) take slots of their own beyond `parallel`.
-        kept: dict[str, Any] = {"dtype": dtype, "device": device, "places": places}
+        kept: dict[str, Any] = {"dtype": state or dtype, "device": device, "places": places}
         self.crew = crew
         self.pool = crew.pool(model.spec.entries(), budget=budget, slots=parallel + 64, **kept)
         self.context = min(context, self.pool.reach(chunk_of(self.device)))

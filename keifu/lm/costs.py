@@ -146,12 +146,11 @@ def request_bytes(entries: Sequence[Mapping[str, Entry]], length: int, dtype: to
     """Bytes that one request of `length` tokens holds, over all uses, where windows let go."""
     total = 0
     for entry in stored(entries).values():
-        size = math.prod(entry.shape)
         if isinstance(entry, Fixed):
-            total += size * entry.dtype.itemsize
+            total += math.prod(entry.shape) * entry.dtype.itemsize
         elif isinstance(entry, PerToken):
             reach = length if entry.window is None else entry.window + entry.sinks
-            total += size * dtype.itemsize * min(length, reach)
+            total += entry.form(dtype).bytes * min(length, reach)
     return total
 
 

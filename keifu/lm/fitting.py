@@ -64,7 +64,7 @@ def check_room(opened: Opened, spec: Part, precision: str) -> None:
     options = opened.options
     weights, state = weight_bytes(opened, spec, precision), 0
     if isinstance(spec, Stack | Pair):
-        fixed, token = state_bytes(spec.entries(), options.dtype)
+        fixed, token = state_bytes(spec.entries(), options.kept)
         state = fixed + token * _PAGE if options.max_memory is None else options.max_memory
     free = free_bytes(options.device)
     if weights + state > free:

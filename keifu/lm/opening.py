@@ -60,6 +60,8 @@ class LocalOptions:
     """Processor threads; None: the cores this process may use."""
     precision: str = "default"
     """"default" or "exact" (float32 arithmetic)."""
+    state: str = "default"
+    """How keys and values are kept: "bf16", "int8" (codes with a scale a head), or "default"."""
     max_memory: int | None = None
     """Bytes for the state of all requests; None: half of what is free, at most what `parallel`
     requests of `ctx` tokens need."""
@@ -100,8 +102,13 @@ class LocalOptions:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What products and state are computed and kept in."""
+        """What products are computed in."""
         return torch.float32 if self.precision == "exact" else torch.bfloat16
+
+    @property
+    def kept(self) -> torch.dtype:
+        """What state is kept in."""
+        return torch.int8 if self.state == "int8" else self.dtype
 
     @property
     def compute(self) -> torch.dtype | None:
@@ -334,6 +341,7 @@ def _generator(opened: Opened) -> LM:
         budget=budget,
         places=places,
         dtype=options.dtype,
+        state=options.kept,
         device=options.device,
         end_ids=tokenizer.eos_ids,
         prefixes=options.prefixes,
@@ -358,7 +366,7 @@ def _budget(
     """Bytes of state: what all requests, or the beams of one, need at most, within half of the
     free memory; and how many places of sources are in that, where they are counted apart."""
     entries, given = spec.entries(), options.max_memory
-    fixed, token = state_bytes(entries, options.dtype)
+    fixed, token = state_bytes(entries, options.kept)
     fixed *= options.parallel + 64
     chunk = chunk_of(torch.device(options.device))
     most, half = max(options.parallel, beams), free_bytes(options.device) // 2
@@ -367,7 +375,7 @@ def _budget(
         found = max(min(needed, half), fixed + token * _PAGE)
         return found if given is None else given, None
     own = [{n: e for n, e in use.items() if not isinstance(e, Memory)} for use in entries]
-    written = state_bytes(own, options.dtype)[1]
+    written = state_bytes(own, options.kept)[1]
     needed = fixed + written * places(own, context, chunk) * most
     found = max(min(needed + (token - written) * SOURCE, half), needed)
     budget = found if given is None else given

@@ -51,8 +51,10 @@ class Attention(Part):
     def state(self) -> Mapping[str, Entry]:
         """Keys and values, as far back as the mask reaches."""
         shape = (self.kv_heads, self.head_width)
-        entry = PerToken(shape, window=self.mask.back, sinks=self.mask.sinks)
-        return {"k": entry, "v": entry}
+        return {
+            name: PerToken(shape, window=self.mask.back, sinks=self.mask.sinks, reading=reading)
+            for name, reading in (("k", "keys"), ("v", "values"))
+        }
 
     def split(self, rank: Rank) -> Split:
         """By heads; processes that are more than the kv heads have the one that theirs read.

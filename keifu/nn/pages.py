@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bisect
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -58,11 +57,9 @@ class PageGroup:
     ) -> None:
         self.window, self.sinks, self.pages, self.page = window, sinks, pages, page
         # Reserved but not touched: on a CPU, memory is only taken once a page is written.
-        self.storage = {
-            (use, name): torch.empty(pages * page, *entry.shape, dtype=dtype, device=device)
-            for use, name, entry in members
-        }
-        self.token_bytes = sum(math.prod(e.shape) for _, _, e in members) * dtype.itemsize
+        self.forms = {(use, name): entry.form(dtype) for use, name, entry in members}
+        self.storage = {key: form.empty(pages * page, device) for key, form in self.forms.items()}
+        self.token_bytes = sum(form.bytes for form in self.forms.values())
         self.free = list(range(pages))
         self.counts = [0] * pages
         """Owners of each page: tables, and what keeps pages for later."""
@@ -188,8 +185,8 @@ class PageGroup:
         fresh = self.opened(before, length)
         at = before if before < self.sinks else before + self._window(fresh, length)
         theirs, mine = self.slots(table, at, length), self.slots(fresh, at, length)
-        for storage in self.storage.values():
-            storage[mine] = storage[theirs].clone()
+        for key, storage in self.storage.items():
+            self.forms[key].move(storage, theirs, mine)
         self.release(table)
         table.pages, table.gone, table.start = fresh.pages, fresh.gone, before
 
@@ -231,8 +228,8 @@ class PageGroup:
         mine = self.free.pop(0)
         self.counts[mine] = 1
         for storage in self.storage.values():
-            source = storage[last * self.page : (last + 1) * self.page]
-            storage[mine * self.page : (mine + 1) * self.page] = source
+            whole = storage.view(self.pages, -1)
+            whole[mine] = whole[last]
         self._drop(last)
         table.pages[-1] = mine
 
@@ -266,20 +263,21 @@ class PageGroup:
 
     def write(self, use: int, name: str, table: PageTable, start: int, new: Tensor) -> None:
         """Store values for positions start...start + len(new)."""
-        storage = self.storage[use, name]
-        storage[self.slots(table, start, start + new.shape[0])] = new.to(storage.dtype)
+        at = self.slots(table, start, start + new.shape[0])
+        self.forms[use, name].put(self.storage[use, name], at, new)
 
     def read(
         self, use: int, name: str, table: PageTable, past: int, end: int
     ) -> tuple[Tensor, Tensor]:
         """The values (m, *shape) that a step after `past` tokens can see, and their positions."""
-        storage = self.storage[use, name]
+        storage, form = self.storage[use, name], self.forms[use, name]
         start = table.start + self._window(table, past)
-        values = storage[self.slots(table, start, end)]
+        values = form.get(storage, self.slots(table, start, end))
         positions = torch.arange(start, end, device=storage.device)
         kept = min(self.sinks, start)
         if kept > table.start:
             early = torch.arange(table.start, kept, device=storage.device)
-            values = torch.cat([storage[self.slots(table, table.start, kept)], values])
+            first = form.get(storage, self.slots(table, table.start, kept))
+            values = torch.cat([first, values])
             positions = torch.cat([early, positions])
         return values, positions

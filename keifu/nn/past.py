@@ -79,11 +79,11 @@ def given(pool: StatePool, past: Past) -> RequestState:
         raise KeifuError(f"a past of {len(past.values)} entries is not of this model, which keeps "
                          f"{len(where)}")  # fmt: skip
     for (use, name), value in past.values.items():
-        storage = where[use, name].storage[use, name]
-        if value.shape[1:] != storage.shape[1:] or value.dtype != storage.dtype:
+        form = where[use, name].forms[use, name]
+        if tuple(value.shape[1:]) != form.shape or value.dtype != form.dtype:
             raise KeifuError(
                 f"{name} of layer {use} is {tuple(value.shape[1:])} {value.dtype} in the past, and "
-                f"{tuple(storage.shape[1:])} {storage.dtype} in this model"
+                f"{form.shape} {form.dtype} in this model"
             )
         held = min(past.tokens, (where[use, name].window or 2**62) - 1)
         if value.shape[0] != held:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from keifu.core.errors import KeifuError
+from keifu.nn.forms import Form, form
 from keifu.nn.handles import UseHandle, View
 from keifu.nn.memory import Held, MemoryGroup
 from keifu.nn.pages import OutOfState, PageGroup, PageTable, most_held
@@ -29,6 +30,12 @@ class PerToken:
     shape: tuple[int, ...]
     window: int | None = None
     sinks: int = 0
+    reading: str | None = None
+    """How attention reads heads (heads, width), so that they may be codes: "keys" or "values"."""
+
+    def form(self, dtype: torch.dtype) -> Form:
+        """How it is kept in a pool of this type."""
+        return form(self.shape, dtype, self.reading)
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,10 @@ class Memory:
     source: str = "encoder"
     shared: str | None = None
     """A name under which all uses keep one value; None: each use has its own."""
+
+    def form(self, dtype: torch.dtype) -> Form:
+        """How it is kept in a pool of this type."""
+        return form(self.shape, dtype)
 
 
 Entry = PerToken | Fixed | Memory
@@ -87,7 +98,7 @@ def state_bytes(entries: Sequence[Mapping[str, Entry]], dtype: torch.dtype) -> t
         if isinstance(entry, Fixed):
             fixed += math.prod(entry.shape) * entry.dtype.itemsize
         else:
-            token += math.prod(entry.shape) * dtype.itemsize
+            token += entry.form(dtype).bytes
     return fixed, token
 
 
@@ -146,7 +157,8 @@ class StatePool:
         entries: for each use, the entries its block declares.
         budget: bytes that pages and slots may take together.
         slots: most requests at once where some entry is fixed.
-        dtype: of per-token entries; fixed ones name their own.
+        dtype: of per-token entries; fixed ones name their own. int8: keys and values are codes
+            with a scale a head, what else there is bfloat16.
         page: tokens in a page.
         places: of memories, all requests together; None: as many as tokens.
     """
@@ -204,7 +216,7 @@ class StatePool:
         }
 
     def _token_bytes(self, members: Sequence[tuple[int, str, PerToken | Memory]]) -> int:
-        return sum(math.prod(e.shape) for _, _, e in members) * self.dtype.itemsize
+        return sum(e.form(self.dtype).bytes for _, _, e in members)
 
     def group_of(self, use: int, name: str) -> int:
         """Which group of pages holds a per-token entry of a use."""

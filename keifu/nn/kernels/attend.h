@@ -52,6 +52,12 @@ INLINE void from_pairs(int wide, const float *in, int width, float scale, float 
 /* Floats a head takes among the vectors of load_pair. */
 INLINE int line_of(int width) { return (width + 2 * LANES - 1) / (2 * LANES) * 2 * LANES; }
 
+/* And among those of this operation's partial results. */
+INLINE int op_line(const kf_op *op)
+{
+    return op->flags & KF_EIGHT ? kept_width(op->width) : line_of(op->width);
+}
+
 /* Sums of LANES vectors, lane by lane, by halving: fold(a, b, d) adds the lanes d apart, a's into
  * the lanes whose number lacks d, b's into those that have it. Four vectors, LANES / 4 apart, are
  * folded at once while they are in registers; what is left of all of them is folded last. */
@@ -257,7 +263,7 @@ static void locate(const past *p, int base, int count, const uint8_t **keys,
 /* Heads that are worked on together: what a slot holds for them lies in one piece. */
 typedef struct {
     int head, heads, groups; /* from which on, how many query and key heads */
-    size_t offset, bytes;    /* of their keys in a slot */
+    size_t offset, bytes;    /* of their keys in a slot, or a tile */
 } bundle;
 
 static int bundles_of(const kf_op *op)
@@ -270,7 +276,8 @@ static int bundles_of(const kf_op *op)
 static bundle bundle_at(const kf_op *op, int number)
 {
     int share = op->heads / op->kv_heads, groups = BUNDLE / share > 0 ? BUNDLE / share : 1;
-    size_t bytes = (size_t)op->width * (op->flags & KF_FLOAT ? 4 : 2);
+    size_t bytes = op->flags & KF_EIGHT ? tile_bytes(op->width)
+                                        : (size_t)op->width * (op->flags & KF_FLOAT ? 4 : 2);
     if (share > BUNDLE) {
         int each = (share + BUNDLE - 1) / BUNDLE, part = number % each * BUNDLE;
         int group = number / each, heads = share - part < BUNDLE ? share - part : BUNDLE;

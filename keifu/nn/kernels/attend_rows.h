@@ -39,11 +39,41 @@ typedef struct {
     vi nearest; /* kf_nearest's */
 } run_of_rows;
 
+/* Keys (line, SLOTS) or values (SLOTS, line) out of the tiles from slot `first` on as floats, zeros
+ * outside of [skip, count). */
+static void widen_tiles(const run_of_rows *r, int values, int first, int skip, int count, float *out)
+{
+    const kf_op *op = r->op;
+    int wide = kept_width(op->width), shift = op->page_shift;
+    for (int s = 0; s < SLOTS; s += TILE) {
+        float scales[TILE] = {0};
+        const uint8_t *tile = NULL;
+        if (s < count) {
+            int at = first + s;
+            size_t slot = ((size_t)r->pages[at >> shift] << shift) + (at & ((1 << shift) - 1));
+            tile = (const uint8_t *)(values ? op->values : op->keys);
+            tile += (slot / TILE * op->kv_heads + r->group) * tile_bytes(op->width);
+            int from = skip > s ? skip - s : 0, to = count - s < TILE ? count - s : TILE;
+            if (to > from)
+                memcpy(scales + from, (const float *)(tile + TILE * wide) + from, (to - from) * 4);
+        }
+        for (int i = 0; i < wide / 4; i++)
+            for (int lane = 0; lane < TILE; lane += LANES)
+                for (int b = 0; b < 4; b++) {
+                    vu codes = tile ? load_bits(tile + i * 64 + lane * 4) : (vu){0};
+                    vf x = from_int((vi)(codes >> 8 * b & 255) - MIDDLE);
+                    int slot = s + i / (wide / TILE) * 4 + b;
+                    if (values) store(out + slot * wide + i % (wide / TILE) * TILE + lane, x * scales[slot - s]);
+                    else store(out + (4 * i + b) * SLOTS + s + lane, x * load(scales + lane));
+                }
+    }
+}
+
 /* Keys or values of `count` slots from `first` on as floats (SLOTS, line), zeros behind them. */
 static void widen_slots(const run_of_rows *r, const void *state, int first, int count, float *out)
 {
     const kf_op *op = r->op;
-    int wide = !!(op->flags & KF_FLOAT), line = line_of(op->width), shift = op->page_shift;
+    int wide = !!(op->flags & KF_FLOAT), line = op_line(op), shift = op->page_shift;
     size_t bytes = (size_t)op->width * (wide ? 4 : 2);
     for (int s = 0; s < count; s++) {
         int at = first + s, mask = (1 << shift) - 1;
@@ -68,10 +98,10 @@ typedef struct {
 } row_state;
 
 /* Scores become weights; what was summed before shrinks to the new maximum. */
-INLINE void weigh_rows(const int V, const run_of_rows *r, row_state *s, int first, int count)
+INLINE void weigh_rows(const int V, const run_of_rows *r, row_state *s, int first, int skip, int count)
 {
     const kf_op *op = r->op;
-    int seen = first >= r->latest && first + count <= r->shortest;
+    int seen = skip <= 0 && first >= r->latest && first + count <= r->shortest;
     for (int v = 0; v < V; v++) {
         vf most = s->most[v], total = {0};
         for (int i = 0; i < SLOTS; i++) {
@@ -82,9 +112,9 @@ INLINE void weigh_rows(const int V, const run_of_rows *r, row_state *s, int firs
                 vi lengths = at < op->sinks ? r->nearest : r->lengths;
                 x -= op->slopes[s->head + v] * from_int(lengths - 1 - at);
             }
-            if (!seen || i >= count) {
+            if (!seen || i < skip || i >= count) {
                 vi visible = (at < r->lengths) & ((at >= r->starts) | (at < r->sinks));
-                if (i >= count) visible = (vi){0};
+                if (i < skip || i >= count) visible = (vi){0};
                 x = (vf)(((vi)x & visible) | ((vi)splat(-INFINITY) & ~visible));
             }
             most = larger(most, x);
@@ -101,19 +131,27 @@ INLINE void weigh_rows(const int V, const run_of_rows *r, row_state *s, int firs
         }
         s->total[v] = s->total[v] * shrink + total;
         s->most[v] = most;
-        for (int i = 0; i < line_of(op->width); i++) s->sums[i * V + v] *= shrink;
+        for (int i = 0; i < op_line(op); i++) s->sums[i * V + v] *= shrink;
     }
 }
 
 INLINE void attend_slots(const int V, const int tile, const run_of_rows *r, row_state *s, int first,
                          int last)
 {
-    int line = line_of(r->op->width);
-    for (int at = first; at < last; at += SLOTS) {
+    int line = op_line(r->op), tiles = r->op->flags & KF_EIGHT;
+    for (int at = tiles ? first / TILE * TILE : first; at < last; at += SLOTS) {
         int count = last - at < SLOTS ? last - at : SLOTS;
+        if (tiles) {
+            widen_tiles(r, 0, at, first - at, count, s->slots);
+            product(V, tile, 0, s->slots, 1, SLOTS, s->queries, s->scores, SLOTS, line);
+            weigh_rows(V, r, s, at, first - at, count);
+            widen_tiles(r, 1, at, first - at, count, s->slots);
+            product(V, tile, 1, s->slots, 1, line, s->scores, s->sums, line, SLOTS);
+            continue;
+        }
         widen_slots(r, r->op->keys, at, count, s->slots);
         product(V, tile, 0, s->slots, line, 1, s->queries, s->scores, SLOTS, line);
-        weigh_rows(V, r, s, at, count);
+        weigh_rows(V, r, s, at, 0, count);
         widen_slots(r, r->op->values, at, count, s->slots);
         product(V, tile, 1, s->slots, 1, line, s->scores, s->sums, line, SLOTS);
     }
@@ -123,7 +161,7 @@ INLINE void attend_slots(const int V, const int tile, const run_of_rows *r, row_
 INLINE void ask_rows(const int V, const run_of_rows *r, const kf_step *step, row_state *s, int early)
 {
     const kf_op *op = r->op;
-    int line = line_of(op->width), wide = !!(op->flags & KF_FLOAT);
+    int line = op_line(op), wide = !!(op->flags & (KF_FLOAT | KF_EIGHT));
     float turned[KF_WIDEST], pairs[KF_WIDEST];
     memset(s->queries, 0, sizeof(vf) * line * V);
     for (int v = 0; v < V; v++) {
@@ -142,7 +180,7 @@ INLINE void attend_run(const int V, const int tile, const run_of_rows *r, const 
                        int head)
 {
     const kf_op *op = r->op;
-    int line = line_of(op->width);
+    int line = op_line(op);
     row_state s;
     s.head = head;
     memset(s.sums, 0, sizeof(vf) * line * V);

@@ -6,7 +6,8 @@
 
 INLINE int spans_of(const kf_op *op, const kf_step *step, int row)
 {
-    int seen = kf_visible(op, step, row).seen;
+    kf_view view = kf_visible(op, step, row);
+    int seen = op->flags & KF_EIGHT ? tiles_of(view, step->lengths[row]).count * TILE : view.seen;
     return in_run(step, row) ? 1 : (seen + kf_span(seen) - 1) / kf_span(seen);
 }
 
@@ -20,6 +21,7 @@ static void attend_piece(const kf_op *op, const kf_step *step, int row, int rows
 {
     int spans = spans_of(op, step, row);
     if (in_run(step, row)) attend_rows(op, step, row, rows, piece);
+    else if (op->flags & KF_EIGHT) attend_tile_span(op, step, row, piece / spans, piece % spans);
     else attend_span(op, step, row, piece / spans, piece % spans);
 }
 
@@ -41,7 +43,7 @@ static void attend(const kf_op *op, const kf_step *step, const kf_worker *worker
 static void merge_head(const kf_op *op, int64_t row, int head, int spans, float *out)
 {
     float most = -INFINITY, total = 0, sums[KF_WIDEST] = {0};
-    int line = line_of(op->width);
+    int line = op_line(op);
     for (int s = 0; s < spans; s++) {
         float m = partial_at(op, row, head, s)[0];
         most = m > most ? m : most;
@@ -52,7 +54,7 @@ static void merge_head(const kf_op *op, int64_t row, int head, int spans, float 
         total += weight * state[1];
         for (int i = 0; i < line; i += LANES) store(sums + i, load(sums + i) + weight * load(values + i));
     }
-    from_pairs(!!(op->flags & KF_FLOAT), sums, op->width, 1 / total, out);
+    from_pairs(!!(op->flags & (KF_FLOAT | KF_EIGHT)), sums, op->width, 1 / total, out);
 }
 
 static void merge(const kf_op *op, const kf_step *step, const kf_worker *worker)
@@ -96,7 +98,11 @@ static void keep(const kf_op *op, const kf_step *step, const kf_worker *worker)
         size_t slot = ((size_t)pages[at >> op->page_shift] << op->page_shift) + (at & mask);
         size_t offset = (slot * op->kv_heads + group) * op->width;
         void *state = value ? op->values : op->keys;
-        if (op->flags & KF_FLOAT)
+        if (op->flags & KF_EIGHT)
+            keep_codes(line, op->width, value,
+                       (uint8_t *)state + (slot / TILE * op->kv_heads + group) * tile_bytes(op->width),
+                       slot % TILE);
+        else if (op->flags & KF_FLOAT)
             memcpy((float *)state + offset, line, op->width * sizeof(float));
         else
             narrow(line, (uint16_t *)state + offset, op->width);

@@ -20,6 +20,7 @@ enum kf_flag {
     KF_FLOAT = 32,    /* state is float32, not bfloat16 */
     KF_LAYER = 64,    /* layer norm: the mean is taken off */
     KF_INTERLEAVED = 128, /* rotary pairs are neighbours */
+    KF_EIGHT = 512,   /* state is 8-bit codes in tiles, not bfloat16 */
     KF_CACHED = 256,  /* sinks are as near as they lie in the cache, before the window */
 };
 

@@ -35,8 +35,10 @@ KINDS = {
     )
 }
 SUM, SCALE, SOFTCAP, CLAMP = range(4)
-ADD, CHOSEN, EXACT, FREE, BY_ROW, FLOAT, LAYER, INTERLEAVED, CACHED = (1 << i for i in range(9))
-BLOCK, SPANS, WIDEST_HEAD = 32, 16, 512
+ADD, CHOSEN, EXACT, FREE, BY_ROW, FLOAT, LAYER, INTERLEAVED, CACHED, EIGHT = (
+    1 << i for i in range(10)
+)
+BLOCK, SPANS, WIDEST_HEAD, TILE = 32, 16, 512, 16
 
 
 @dataclass(eq=False)
@@ -240,28 +242,33 @@ class Tape:
         """Store k and v at each row's slot, then attend to the slots that the row may see.
 
         Args:
-            keys, values: state (slots, kv_heads, head_width), bfloat16 or float32; a slot is
-                page * number + offset, the number from the step's page table `table`.
+            keys, values: state (slots, kv_heads, head_width), bfloat16 or float32, or codes
+                (`forms.Coded`); a slot is page * number + offset, the number from the step's
+                page table `table`.
             turn: rotates q (in place) and k on the way.
             slopes: (heads,) ALiBi: a score loses slope times the distance.
             window: slots a row sees, its own among them; besides them the `sinks` first ones.
             cached: ALiBi's distance to a sink is that in the cache: the sinks, then the window.
             back: turns q once more, by the row of the step, where it meets the sinks.
         """
-        _, kv_heads, head = keys.shape
-        heads = q.width // head
+        eight, kv_heads = keys.dtype == torch.uint8, keys.shape[1]
+        head = k.width // kv_heads if eight else keys.shape[2]
+        heads, places = q.width // head, keys.shape[0] * (TILE if eight else 1)
         fits = k.width == v.width == kv_heads * head and q.width == heads * head
+        if eight:
+            fits &= keys.shape[2] == TILE * (-(-head // TILE) * TILE + 4) and page % TILE == 0
         if not fits or heads % kv_heads or head > WIDEST_HEAD or page & (page - 1):
             raise ValueError(
                 f"q {q.width}, k {k.width}, v {v.width} over state {tuple(keys.shape)} in pages "
                 f"of {page}: needs whole heads of at most {WIDEST_HEAD} and a power of two"
             )
-        if keys.dtype != values.dtype or keys.dtype not in (torch.bfloat16, torch.float32):
-            raise ValueError(f"state must be bfloat16 or float32, not {keys.dtype}")
-        flags = FLOAT if keys.dtype == torch.float32 else 0
+        kinds = {torch.bfloat16: 0, torch.float32: FLOAT, torch.uint8: EIGHT}
+        if keys.dtype != values.dtype or keys.dtype not in kinds:
+            raise ValueError(f"state must be bfloat16, float32 or codes, not {keys.dtype}")
+        flags = kinds[keys.dtype]
         numbers: dict[str, Any] = {"width": head, "heads": heads, "kv_heads": kv_heads}
         numbers |= {"table": table, "page_shift": page.bit_length() - 1}
-        numbers |= {"window": window or 0, "sinks": sinks, "limit": keys.shape[0] // page}
+        numbers |= {"window": window or 0, "sinks": sinks, "limit": places // page}
         state = {"keys": keys, "values": values}
         store = Node("store", flags, dict(numbers), input=k, other=v, out=q, tensors=dict(state))
         if turn is not None:
