@@ -8,7 +8,7 @@
  * one of keys that come next, in this span or in the one after it: memory and products go on side by
  * side, and no more lines are under way than are used meanwhile. */
 
-enum { CHUNK_TILES = KF_CHUNK / TILE };
+enum { CHUNK_TILES = 16, CHUNK_SLOTS = CHUNK_TILES * TILE };
 
 /* Some of a head's numbers as codes: FINE * planes[0] + planes[1], times scale. */
 typedef struct {
@@ -36,6 +36,15 @@ INLINE tile_range tiles_of(kf_view view, int length)
 /* Memory that is read before long, to the second cache. */
 INLINE void soon(const uint8_t *at) { __builtin_prefetch(at, 0, 2); }
 
+/* Tiles that go into one span: a matter of the row alone, and an even number of spans, as kf_span's. */
+INLINE int span_tiles(int count)
+{
+    int spans = (count + 2 * CHUNK_TILES - 1) / (2 * CHUNK_TILES) * 2;
+    if (count <= 4) return count;
+    if (spans > KF_SPANS) spans = KF_SPANS;
+    return (count + spans - 1) / spans;
+}
+
 /* Sixteen scores of each of H heads. */
 INLINE void score_tile(const int H, const int wide, const uint8_t *tile, const uint8_t *after,
                        const coded *q, float *scores)
@@ -54,7 +63,7 @@ INLINE void score_tile(const int H, const int wide, const uint8_t *tile, const u
         vf scale = load((const float *)(tile + TILE * wide) + lane);
         for (int h = 0; h < H; h++) {
             vf sum = from_int(sums[h][0]) * (float)FINE + from_int(sums[h][1]);
-            store(scores + h * KF_CHUNK + lane, sum * (scale * q[h].scale));
+            store(scores + h * CHUNK_SLOTS + lane, sum * (scale * q[h].scale));
         }
     }
 }
@@ -150,8 +159,8 @@ static void ask_tiles(const past *p, const float *in, const bundle *b, int early
 typedef struct {
     coded weights[BUNDLE];
     float maxima[BUNDLE], totals[BUNDLE];
-    float scores[BUNDLE * KF_CHUNK], sums[BUNDLE * KF_WIDEST];
-    int8_t codes[BUNDLE][PLANES][KF_CHUNK];
+    float scores[BUNDLE * CHUNK_SLOTS], sums[BUNDLE * KF_WIDEST];
+    int8_t codes[BUNDLE][PLANES][CHUNK_SLOTS];
 } tile_state;
 
 /* Softmax so far of one head: scores become weights and take their values' scales along, in two
@@ -159,9 +168,9 @@ typedef struct {
 static void weigh_tiles(const kf_op *op, const tile_view *tiles, int count, int head, size_t scales,
                         int h, tile_state *s)
 {
-    float *scores = s->scores + h * KF_CHUNK;
+    float *scores = s->scores + h * CHUNK_SLOTS;
     vf most = splat(-INFINITY), total = {0}, largest = {0};
-    vi order, seen[KF_CHUNK / LANES];
+    vi order;
     for (int l = 0; l < LANES; l++) order[l] = l;
     for (int t = 0; t < count; t++)
         for (int lane = 0; lane < TILE; lane += LANES) {
@@ -170,10 +179,11 @@ static void weigh_tiles(const kf_op *op, const tile_view *tiles, int count, int 
             if (op->cap > 0) v = op->cap * hyperbolic_tangent(v / op->cap);
             if (op->slopes)
                 v -= op->slopes[head] * from_int(tiles[t].length - 1 - tiles[t].at - at);
-            vi visible = (at >= tiles[t].from) & (at < tiles[t].to);
-            v = (vf)(((vi)v & visible) | ((vi)splat(-INFINITY) & ~visible));
+            if (tiles[t].from > 0 || tiles[t].to < TILE) {
+                vi visible = (at >= tiles[t].from) & (at < tiles[t].to);
+                v = (vf)(((vi)v & visible) | ((vi)splat(-INFINITY) & ~visible));
+            }
             most = larger(most, v);
-            seen[(t * TILE + lane) / LANES] = visible;
             store(scores + t * TILE + lane, v);
         }
     float new = max_lanes(most), old = s->maxima[h];
@@ -181,10 +191,11 @@ static void weigh_tiles(const kf_op *op, const tile_view *tiles, int count, int 
     for (int t = 0; t < count; t++)
         for (int lane = 0; lane < TILE; lane += LANES) {
             int at = t * TILE + lane;
-            vi visible = seen[at / LANES];
-            vf v = (vf)((vi)exponential(load(scores + at) - new) & visible);
+            vf v = power_of_two((load(scores + at) - new) * 1.44269504f);
             total += v;
-            v = (vf)((vi)(v * load((const float *)(tiles[t].values + scales) + lane)) & visible);
+            vf scale = load((const float *)(tiles[t].values + scales) + lane);
+            if (tiles[t].from > 0 || tiles[t].to < TILE) scale = (vf)((vi)scale & (v != 0.0f));
+            v *= scale;
             largest = larger(largest, v);
             store(scores + at, v);
         }
@@ -243,7 +254,8 @@ static void attend_tiles(const past *p, const float *in, const bundle *b, tile_r
     int early = op->rotated ? range.early : 0;
     for (int base = from, n; base < to; base += n) {
         int end = base < early && early < to ? early : to;
-        n = end - base < CHUNK_TILES ? end - base : CHUNK_TILES;
+        int chunks = (end - base + CHUNK_TILES - 1) / CHUNK_TILES; /* of one size */
+        n = (end - base + chunks - 1) / chunks;
         if (base == from || base == early) ask_tiles(p, in, b, base < early, queries);
         find_tiles(p, range, base, n, tiles);
         int left = to - base - n < n ? to - base - n : n, begun = left > 0;
@@ -255,7 +267,7 @@ static void attend_tiles(const past *p, const float *in, const bundle *b, tile_r
             for (int h = 0, taken; h < b->heads; h += taken) {
                 taken = share - h % share < HEADS ? share - h % share : HEADS;
                 size_t at = b->offset + h / share * each;
-                scorers[taken - 1](wide, tiles[t].keys + at, tiles[t].values + at, queries + h, s.scores + h * KF_CHUNK + t * TILE);
+                scorers[taken - 1](wide, tiles[t].keys + at, tiles[t].values + at, queries + h, s.scores + h * CHUNK_SLOTS + t * TILE);
             }
         for (int h = 0; h < b->heads; h++)
             weigh_tiles(op, tiles, n, b->head + h, b->offset + h / share * each + (size_t)TILE * wide, h,
@@ -284,7 +296,7 @@ static tile_span tile_span_at(const kf_op *op, const kf_step *step, int row, int
     tile_span s = {.p = {op, step, kf_visible(op, step, row), NULL, row, step->lengths[row]}};
     s.p.pages = step->tables[op->table] + step->owners[row] * step->table_strides[op->table];
     s.range = tiles_of(s.p.view, s.p.length);
-    int size = kf_span(s.range.count * TILE) / TILE;
+    int size = span_tiles(s.range.count);
     s.from = span * size;
     s.to = s.from + size < s.range.count ? s.from + size : s.range.count;
     return s;

@@ -7,8 +7,10 @@
 INLINE int spans_of(const kf_op *op, const kf_step *step, int row)
 {
     kf_view view = kf_visible(op, step, row);
-    int seen = op->flags & KF_EIGHT ? tiles_of(view, step->lengths[row]).count * TILE : view.seen;
-    return in_run(step, row) ? 1 : (seen + kf_span(seen) - 1) / kf_span(seen);
+    int count = tiles_of(view, step->lengths[row]).count, size = span_tiles(count);
+    if (in_run(step, row)) return 1;
+    if (op->flags & KF_EIGHT) return (count + size - 1) / size;
+    return (view.seen + kf_span(view.seen) - 1) / kf_span(view.seen);
 }
 
 /* Pieces of the work on `rows` rows that go together: their spans, one bundle of heads at a time. */

@@ -218,6 +218,19 @@ INLINE vf exponential(vf x)
     vf power, less = exponential_parts(x, &power);
     return (vf)((vi)((less + 1.0f) * power) | (x != x));
 }
+/* 2^x within 3e-6 relative, for x at most 0; exactly 0 below -125, and NaN stays NaN. */
+INLINE vf power_of_two(vf x)
+{
+    vf bounded = larger(splat(-126.0f), x);
+    vi n = nearest(bounded);
+    vf r = bounded - from_int(n);
+    vf p = r * 1.3333558e-3f + 9.6181291e-3f;
+    p = p * r + 5.5504109e-2f;
+    p = p * r + 2.4022651e-1f;
+    p = p * r + 6.9314718e-1f;
+    p = (p * r + 1.0f) * (vf)((n + 127) << 23);
+    return (vf)((vi)p & ~(x < -125.0f));
+}
 /* e^x - 1, as near where it is small. */
 INLINE vf exponential_less_one(vf x)
 {
