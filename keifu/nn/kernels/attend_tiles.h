@@ -4,9 +4,8 @@
  * scores and sums are integer products; only the softmax between them is done in float. A span is a
  * number of tiles: those of the sinks first, then those of the window, each as far as it is seen.
  *
- * Every line of keys that is read asks for one of the same tile's values, every line of values for
- * one of keys that come next, in this span or in the one after it: memory and products go on side by
- * side, and no more lines are under way than are used meanwhile. */
+ * Keys are read from front to back, which processors foresee. Every line of them that is read asks
+ * for one of the same tile's values, so no more are under way than are used meanwhile. */
 
 enum { CHUNK_TILES = 16, CHUNK_SLOTS = CHUNK_TILES * TILE };
 
@@ -19,7 +18,6 @@ typedef struct {
 
 typedef struct {
     const uint8_t *keys, *values; /* of the first head */
-    const uint8_t *after;         /* keys that come next */
     int at, from, to;             /* its first slot; which of its slots are seen */
     int length;                   /* of the row, as these slots meet it */
 } tile_view;
@@ -46,7 +44,7 @@ INLINE int span_tiles(int count)
 }
 
 /* Sixteen scores of each of H heads. */
-INLINE void score_tile(const int H, const int wide, const uint8_t *tile, const uint8_t *after,
+INLINE void score_tile(const int H, const int wide, const uint8_t *tile, const uint8_t *values,
                        const coded *q, float *scores)
 {
     for (int lane = 0; lane < TILE; lane += LANES) {
@@ -55,7 +53,7 @@ INLINE void score_tile(const int H, const int wide, const uint8_t *tile, const u
             for (int p = 0; p < PLANES; p++) sums[h][p] = splat_int(-MIDDLE * q[h].totals[p]);
         for (int i = 0; i < wide; i += 4) {
             vu codes = load_bits(tile + i * TILE + lane * 4);
-            if (lane == 0) soon(after + i * TILE);
+            if (lane == 0) soon(values + i * TILE);
             for (int h = 0; h < H; h++)
                 for (int p = 0; p < PLANES; p++)
                     sums[h][p] = dot4_wide(sums[h][p], codes, (const quad *)(q[h].planes[p] + i));
@@ -78,13 +76,11 @@ INLINE void sum_tiles(const int H, const int V, const int wide, const tile_view 
             for (int v = 0; v < V; v++)
                 for (int p = 0; p < PLANES; p++) sums[h][v][p] = splat_int(-MIDDLE * w[h].totals[p]);
         for (int t = 0; t < count; t++) {
-            size_t at = offset + first * 4 + lane * 4;
-            const uint8_t *tile = tiles[t].values + at, *after = tiles[t].after + at;
+            const uint8_t *tile = tiles[t].values + offset + first * 4 + lane * 4;
 #pragma GCC unroll 4
             for (int s = 0; s < TILE; s += 4)
                 for (int v = 0; v < V; v++) {
                     vu codes = load_bits(tile + s * wide + v * 64);
-                    if (lane == 0) soon(after + s * wide + v * 64);
                     for (int h = 0; h < H; h++)
                         for (int p = 0; p < PLANES; p++)
                             sums[h][v][p] = dot4_wide(sums[h][v][p], codes,
@@ -116,10 +112,10 @@ INLINE void sum_heads(const int H, const int wide, const tile_view *tiles, size_
     else if (wide == 128) { const int W = 128; call; }                                           \
     else { const int W = wide; call; }
 #define TILED(H)                                                                                 \
-    static void score_##H(int wide, const uint8_t *tile, const uint8_t *after, const coded *q,   \
+    static void score_##H(int wide, const uint8_t *tile, const uint8_t *values, const coded *q,  \
                           float *scores)                                                         \
     {                                                                                            \
-        BY_WIDTH(score_tile(H, W, tile, after, q, scores))                                              \
+        BY_WIDTH(score_tile(H, W, tile, values, q, scores))                                              \
     }                                                                                            \
     static void sum_##H(int wide, const tile_view *tiles, size_t offset, int count,              \
                         const coded *w, float *out)                                    \
@@ -227,7 +223,7 @@ static void find_tiles(const past *p, tile_range range, int from, int count, til
         int shift = op->page_shift, in_page = at & ((1 << shift) - 1);
         size_t tile = (((size_t)p->pages[at >> shift] << shift) + in_page) / TILE;
         out[i] = (tile_view){(const uint8_t *)op->keys + tile * bytes,
-                             (const uint8_t *)op->values + tile * bytes, NULL, at,
+                             (const uint8_t *)op->values + tile * bytes, at,
                              start > at ? start - at : 0, end - at < TILE ? end - at : TILE,
                              early ? kf_nearest(op, p->length) : p->length};
     }
@@ -235,15 +231,14 @@ static void find_tiles(const past *p, tile_range range, int from, int count, til
 
 /* Tiles [from, to) for the heads of a bundle. */
 static void attend_tiles(const past *p, const float *in, const bundle *b, tile_range range, int from,
-                         int to, const tile_view *next, int more,
-                         float *const *out)
+                         int to, float *const *out)
 {
     const kf_op *op = p->op;
     int wide = kept_width(op->width), share = b->heads / b->groups;
     size_t each = tile_bytes(op->width);
     int8_t codes[BUNDLE][PLANES][KF_WIDEST];
     coded queries[BUNDLE];
-    tile_view tiles[CHUNK_TILES], later[CHUNK_TILES];
+    tile_view tiles[CHUNK_TILES];
     tile_state s;
     memset(s.sums, 0, b->heads * wide * sizeof(float));
     for (int h = 0; h < b->heads; h++) {
@@ -258,11 +253,6 @@ static void attend_tiles(const past *p, const float *in, const bundle *b, tile_r
         n = (end - base + chunks - 1) / chunks;
         if (base == from || base == early) ask_tiles(p, in, b, base < early, queries);
         find_tiles(p, range, base, n, tiles);
-        int left = to - base - n < n ? to - base - n : n, begun = left > 0;
-        if (begun) find_tiles(p, range, base + n, left, later);
-        else left = more;
-        for (int t = 0; t < n; t++)
-            tiles[t].after = t < left ? (begun ? later : next)[t].keys : tiles[t].keys;
         for (int t = 0; t < n; t++)
             for (int h = 0, taken; h < b->heads; h += taken) {
                 taken = share - h % share < HEADS ? share - h % share : HEADS;
@@ -284,34 +274,15 @@ static void attend_tiles(const past *p, const float *in, const bundle *b, tile_r
     }
 }
 
-/* A span of a row's past, and the tiles in it. */
-typedef struct {
-    past p;
-    tile_range range;
-    int from, to;
-} tile_span;
-
-static tile_span tile_span_at(const kf_op *op, const kf_step *step, int row, int span)
+static void attend_tile_span(const kf_op *op, const kf_step *step, int row, int number, int span)
 {
-    tile_span s = {.p = {op, step, kf_visible(op, step, row), NULL, row, step->lengths[row]}};
-    s.p.pages = step->tables[op->table] + step->owners[row] * step->table_strides[op->table];
-    s.range = tiles_of(s.p.view, s.p.length);
-    int size = span_tiles(s.range.count);
-    s.from = span * size;
-    s.to = s.from + size < s.range.count ? s.from + size : s.range.count;
-    return s;
-}
-
-/* One span of a row; `next`: another one that is likely to come after it, of the same heads. */
-static void attend_tile_span(const kf_op *op, int number, const tile_span *s, const tile_span *next,
-                             int span)
-{
+    past p = {op, step, kf_visible(op, step, row), NULL, row, step->lengths[row]};
+    p.pages = step->tables[op->table] + step->owners[row] * step->table_strides[op->table];
+    tile_range range = tiles_of(p.view, p.length);
+    int size = span_tiles(range.count), from = span * size;
+    int to = from + size < range.count ? from + size : range.count;
     bundle b = bundle_at(op, number);
     float *out[BUNDLE];
-    tile_view tiles[CHUNK_TILES];
-    int more = next ? next->to - next->from : 0;
-    if (more > CHUNK_TILES) more = CHUNK_TILES;
-    if (next) find_tiles(&next->p, next->range, next->from, more, tiles);
-    for (int h = 0; h < b.heads; h++) out[h] = partial_at(op, s->p.row, b.head + h, span);
-    attend_tiles(&s->p, op->in + s->p.row * op->in_stride, &b, s->range, s->from, s->to, tiles, more, out);
+    for (int h = 0; h < b.heads; h++) out[h] = partial_at(op, row, b.head + h, span);
+    attend_tiles(&p, op->in + row * op->in_stride, &b, range, from, to, out);
 }

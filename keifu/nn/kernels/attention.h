@@ -19,21 +19,11 @@ static int pieces_of(const kf_op *op, const kf_step *step, int row)
     return in_run(step, row) ? op->kv_heads : bundles_of(op) * spans_of(op, step, row);
 }
 
-/* A piece of a row whose past is codes; the piece after it is its next span, or the next row's first. */
-static void attend_coded(const kf_op *op, const kf_step *step, int row, int spans, int piece)
-{
-    int span = piece % spans, other = span + 1 < spans ? row : row + 1;
-    tile_span here = tile_span_at(op, step, row, span), next;
-    int follows_it = other < step->rows && !in_run(step, other);
-    if (follows_it) next = tile_span_at(op, step, other, other == row ? span + 1 : 0);
-    attend_tile_span(op, piece / spans, &here, follows_it ? &next : NULL, span);
-}
-
 static void attend_piece(const kf_op *op, const kf_step *step, int row, int rows, int piece)
 {
     int spans = spans_of(op, step, row);
     if (in_run(step, row)) attend_rows(op, step, row, rows, piece);
-    else if (op->flags & KF_EIGHT) attend_coded(op, step, row, spans, piece);
+    else if (op->flags & KF_EIGHT) attend_tile_span(op, step, row, piece / spans, piece % spans);
     else attend_span(op, step, row, piece / spans, piece % spans);
 }
 
