@@ -35,6 +35,8 @@ class ModelOptions:
     """Where to run: cpu, cuda, mps (default: the fastest that is there)"""
     precision: Literal["default", "exact"] = "default"
     """`exact` computes in float32 throughout, for comparisons"""
+    state: Literal["default", "bf16", "int8"] = "default"
+    """How keys and values are kept (default: the faster)"""
     quantize: Literal["none", "int8", "int4", "fp8"] = "none"
     """Pack dense weights in fewer bits once they are read"""
     experts: Literal["resident", "mapped"] = "resident"
@@ -94,6 +96,7 @@ def load(options: ModelOptions, **more: Any) -> LM:
         threads=options.threads,
         device=options.device,
         precision=None if options.precision == "default" else options.precision,
+        state=None if options.state == "default" else options.state,
         quantize=None if options.quantize == "none" else options.quantize,
         experts=None if options.experts == "resident" else options.experts,
         retrieve=options.retrieve,

@@ -58,7 +58,7 @@ class Engine:
         budget: bytes of state for all of them.
         places: of sources that the budget holds; None: as many as tokens.
         dtype: what branches compute in (not the residual, float32).
-        state: the type of per-token state; None: the same.
+        state: what per-token state is kept in; None: the same.
         gist: the id of the gist token, if any.
         prefixes: whether requests share what was read of texts that begin alike.
         deterministic: a request's last bits are the same whatever else runs: it runs alone.
@@ -100,9 +100,8 @@ class Engine:
             )
         self.device, self.end_ids = torch.device(device), frozenset(end_ids)
         self.compute = None if dtype == torch.float32 else dtype
-        # Forks of one request (n, beams) take slots of their own beyond `parallel`.
         kept: dict[str, Any] = {"dtype": state or dtype, "device": device, "places": places}
-        self.crew = crew
+        self.crew = crew  # forks of one request (n, beams) take slots beyond `parallel`
         self.pool = crew.pool(model.spec.entries(), budget=budget, slots=parallel + 64, **kept)
         self.context = min(context, self.pool.reach(chunk_of(self.device)))
         self.source_context = min([source_context or 2**62, *self.pool.room().values()])

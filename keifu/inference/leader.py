@@ -154,7 +154,12 @@ class Leader(Crew):
 
 @torch.inference_mode()
 def follow(
-    line: Line, model: StackModule, *, dtype: torch.dtype, device: torch.device | str
+    line: Line,
+    model: StackModule,
+    *,
+    dtype: torch.dtype,
+    state: torch.dtype,
+    device: torch.device | str,
 ) -> None:
     """Repeat the first process's calls and steps until it ends."""
     where, compute = torch.device(device), None if dtype == torch.float32 else dtype
@@ -165,7 +170,7 @@ def follow(
             echo.call(what, *args)
         if told["kind"] == "pool":
             given = {"budget": told["budget"], "slots": told["slots"], "device": device}
-            echo = Echo(StatePool(model.spec.entries(), dtype=dtype, **given))
+            echo = Echo(StatePool(model.spec.entries(), dtype=state, **given))
         elif told["kind"] == "run":
             assert echo is not None
             lengths, states = told["lengths"], [echo.states[name] for name in told["states"]]

@@ -186,6 +186,19 @@ def _rows(model: StackModule) -> int:
     return MANY if packed and "amx_bf16" not in machine.features() else FEW
 
 
+def whole(model: nn.Module) -> bool:
+    """Whether this machine runs all of a model's steps through a tape, prompts too, as far as its
+    parts tell: then state is best kept in 8 bits, as the kernels read it."""
+    if (
+        not native.available()
+        or not isinstance(model, StackModule)
+        or type(model.spec) is not Stack
+    ):
+        return False
+    parts = {type(part) for block in model.spec.blocks for part in block.branches().values()}
+    return type(model.spec) is Stack and parts <= PARTS.keys() and _rows(model) == MANY
+
+
 class Plan(Runner):
     """A runner over a native tape."""
 

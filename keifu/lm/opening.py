@@ -27,6 +27,7 @@ from keifu.inference.rules import Rules
 from keifu.lm.base import LM
 from keifu.lm.devices import placed
 from keifu.lm.fitting import check_room, free_bytes
+from keifu.lm.keeping import check_state, with_state
 from keifu.lm.local import LocalLM
 from keifu.nn.characters import CharacterCNN
 from keifu.nn.gist import TOKEN, gisted
@@ -61,7 +62,8 @@ class LocalOptions:
     precision: str = "default"
     """"default" or "exact" (float32 arithmetic)."""
     state: str = "default"
-    """How keys and values are kept: "bf16", "int8" (codes with a scale a head), or "default"."""
+    """How keys and values are kept: "bf16", "int8" (codes with a scale a head), or "default", the
+    faster of the two."""
     max_memory: int | None = None
     """Bytes for the state of all requests; None: half of what is free, at most what `parallel`
     requests of `ctx` tokens need."""
@@ -229,6 +231,7 @@ def load_local(ref: str, **given: Any) -> LM:
         given: fields of `LocalOptions`.
     """
     options = _options({**given, "device": str(placed(given.get("device")))})
+    check_state(options)
     checkpoint = open_checkpoint(ref, allow_pickle=options.allow_pickle)
     if "transcribe" in checkpoint.family.tasks:
         raise KeifuError(f"{checkpoint.family_name} models hear and do not read: keifu transcribe")
@@ -322,6 +325,7 @@ def _generator(opened: Opened) -> LM:
     else:
         model = opened.build()
     assert isinstance(model, StackModule | PairModule)
+    options = with_state(options, model)
     reader = load_reader(checkpoint.path) if isinstance(model, PairModule) else None
     endless = options.retrieve or (checkpoint.family.unlimited and options.ctx is None)
     beams = int(checkpoint.generation.get("beams", 1))

@@ -86,7 +86,8 @@ def _serve() -> None:
     checkpoint = open_checkpoint(told["ref"], allow_pickle=options.allow_pickle)
     opened = Opened(ref=told["ref"], checkpoint=checkpoint, options=options)
     model = _share(opened, rank)
-    follow(line, model, dtype=options.dtype, device=_device(options.device))
+    device = _device(options.device)
+    follow(line, model, dtype=options.dtype, state=options.kept, device=device)
     dist.destroy_process_group()
 
 

@@ -1,8 +1,8 @@
 """Forms: how a pool keeps the values of an entry, as plain numbers or as 8-bit codes.
 
 Codes are for keys and values of attention: a head's values of a token are whole numbers from -127
-to 127 times a scale of their own (absmax rounding: Dettmers et al. 2022, "LLM.int8()", section 2.1).
-They lie as the native kernels read them; see tiles_of_state.h there.
+to 127 times a scale of their own (absmax rounding: Dettmers et al. 2022, "LLM.int8()", section
+2.1). They lie as the native kernels read them; see tiles_of_state.h there.
 """
 
 from __future__ import annotations
@@ -38,6 +38,10 @@ class Form(Protocol):
     def bytes(self) -> int:
         """A place takes."""
 
+    @property
+    def together(self) -> int:
+        """Places that lie together, so that a page is a multiple of it."""
+
     def empty(self, places: int, device: torch.device) -> Tensor:
         """Room, not written to."""
 
@@ -62,6 +66,11 @@ class Plain:
     def bytes(self) -> int:
         """As many numbers as the shape has."""
         return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def together(self) -> int:
+        """Each is by itself."""
+        return 1
 
     def empty(self, places: int, device: torch.device) -> Tensor:
         """(places, *shape)."""
@@ -107,11 +116,17 @@ class Coded:
         """Codes and a float32 a head."""
         return self.shape[0] * (self.width + 4)
 
+    @property
+    def together(self) -> int:
+        """A tile."""
+        return TILE
+
     def empty(self, places: int, device: torch.device) -> Tensor:
-        """Whole tiles."""
-        if places % TILE or device.type != "cpu":
-            raise ValueError(f"codes are kept on processors, {TILE} places together, not {places}")
-        return torch.empty(places // TILE, self.shape[0], TILE * (self.width + 4), dtype=torch.uint8)
+        """Whole tiles, on a processor."""
+        if device.type != "cpu":
+            raise ValueError(f"codes are kept on processors, not on {device}")
+        size = TILE * (self.width + 4)
+        return torch.empty(places // TILE, self.shape[0], size, dtype=torch.uint8)
 
     def put(self, storage: Tensor, at: Places, new: Tensor) -> None:
         """Rounded to the nearest codes."""
@@ -131,8 +146,8 @@ class Coded:
         self._lay(storage, target, *self._taken(storage, source))
 
     def _parts(self, storage: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes, keys (tiles, heads, fours, TILE, 4) or values (tiles, heads, 4, sixteens, TILE, 4),
-        and scales (tiles, heads, TILE)."""
+        """Codes of keys (tiles, heads, fours, TILE, 4) or of values (tiles, heads, 4, sixteens,
+        TILE, 4), and scales (tiles, heads, TILE)."""
         size = TILE * self.width
         parts = (-1, TILE, 4) if self.reading == "keys" else (4, -1, TILE, 4)
         return storage[..., :size].unflatten(-1, parts), storage[..., size:].view(torch.float32)

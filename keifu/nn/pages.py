@@ -58,6 +58,11 @@ class PageGroup:
         self.window, self.sinks, self.pages, self.page = window, sinks, pages, page
         # Reserved but not touched: on a CPU, memory is only taken once a page is written.
         self.forms = {(use, name): entry.form(dtype) for use, name, entry in members}
+        for form in self.forms.values():
+            if page % form.together:
+                raise ValueError(
+                    f"pages of {page} places do not hold whole tiles of {form.together}"
+                )
         self.storage = {key: form.empty(pages * page, device) for key, form in self.forms.items()}
         self.token_bytes = sum(form.bytes for form in self.forms.values())
         self.free = list(range(pages))

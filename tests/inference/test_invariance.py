@@ -53,6 +53,7 @@ def ways(engine: Engine, tight: Engine) -> Mapping[str, Completion]:
         ("llama", torch.float32, False),
         ("llama", torch.bfloat16, False),
         ("llama", torch.bfloat16, True),
+        ("llama", torch.int8, True),
         ("mistral", torch.float32, False),
         ("mamba", torch.float32, False),
         ("griffin", torch.float32, False),
@@ -61,7 +62,8 @@ def ways(engine: Engine, tight: Engine) -> Mapping[str, Completion]:
 def test_deterministic_is_equal_to_the_last_bit(name: str, dtype: torch.dtype, fast: bool) -> None:
     model = made(name)
     given: dict[str, Any] = {
-        "context": 256, "dtype": dtype, "runners": runners if fast else None, "parallel": 4,
+        "context": 256, "state": dtype, "runners": runners if fast else None, "parallel": 4,
+        "dtype": torch.bfloat16 if dtype == torch.int8 else dtype,
     }  # fmt: skip
     engine = Engine(model, byte_tokenizer(), budget=1 << 22, deterministic=True, **given)
     each = max(engine.pool.token_bytes, 1)

@@ -37,9 +37,10 @@ def runs(
     model: StackModule,
     dtype: torch.dtype = torch.float32,
     prompts: tuple[int, int] = (9, 4),
+    page: int = 8,
 ) -> torch.Tensor:
     """Logits of two requests: prompts of 9 and 4 tokens, then three tokens each, together."""
-    pool = StatePool(model.spec.entries(), budget=1 << 22, page=8, dtype=dtype)
+    pool = StatePool(model.spec.entries(), budget=1 << 22, page=page, dtype=dtype)
     runner = runner_of(model, pool, 64) if runner_of is Plan else runner_of(model, pool)
     states, made, out = [pool.open(), pool.open()], torch.Generator().manual_seed(0), []
 
@@ -71,6 +72,18 @@ def test_every_family_gives_the_same_logits(name: str) -> None:
         assert str(planned)
         return
     torch.testing.assert_close(planned, runs(TorchRunner, model), atol=2e-4, rtol=2e-4)
+
+
+@pytest.mark.parametrize("prompts", [(9, 4), (30, 25)])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "bloom", "gpt-neox", "mistral", "stablelm"])
+def test_state_in_eight_bits(name: str, prompts: tuple[int, int]) -> None:
+    """Both paths read the same codes; PyTorch makes bfloat16 of them, so it rounds more."""
+    model, how = model_of(name), {"prompts": prompts, "page": 16}
+    plain, planned = (runs(r, model, torch.int8, **how) for r in (TorchRunner, Plan))  # type: ignore[arg-type]
+    exact = runs(TorchRunner, model, **how)  # type: ignore[arg-type]
+    size = exact.std()
+    assert 0 < (planned - exact).std() < 0.02 * size
+    assert (planned - plain).std() < 0.015 * size
 
 
 def attempt(model: StackModule) -> torch.Tensor | Unplanned:
@@ -180,10 +193,11 @@ def test_an_adapter_sends_the_model_to_the_plain_path() -> None:
         Plan(model, pool, 64)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])
 @pytest.mark.parametrize("name", ["llama", "mamba", "mamba2", "griffin"])
-def test_rows_do_not_depend_on_their_batch(name: str) -> None:
+def test_rows_do_not_depend_on_their_batch(name: str, dtype: torch.dtype) -> None:
     model = model_of(name)
-    pool = StatePool(model.spec.entries(), budget=1 << 22, dtype=torch.bfloat16)
+    pool = StatePool(model.spec.entries(), budget=1 << 22, dtype=dtype)
     plan = Plan(model, pool, 64)
     states = [pool.open() for _ in range(3)]
     ids = [[5, 6, 7], [1, 2, 3], [9, 9, 9]]
@@ -204,9 +218,13 @@ def test_rows_do_not_depend_on_their_batch(name: str) -> None:
 
 @pytest.mark.parametrize("level", native.features())
 @pytest.mark.parametrize("kind", ["f32", "q4_1"])
-@pytest.mark.parametrize("name", ["llama", "gemma2", "griffin", "mamba", "mamba2"])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [(n, torch.bfloat16) for n in ("llama", "gemma2", "griffin", "mamba", "mamba2")]
+    + [("llama", torch.int8), ("gemma2", torch.int8)],
+)
 def test_a_few_tokens_at_once_have_the_bits_of_tokens_alone(
-    name: str, kind: str, level: str
+    name: str, dtype: torch.dtype, kind: str, level: str
 ) -> None:
     """Up to a draft and the token before it, over a past of several spans."""
     model, best = model_of(name), native.current()
@@ -214,7 +232,7 @@ def test_a_few_tokens_at_once_have_the_bits_of_tokens_alone(
         packs = isinstance(module, Weight) and module.weight is not None
         if packs and kind != "f32" and module.inputs % 32 == 0:
             module.pack([Packed.quantize(module.weight.detach(), kind)])
-    pool = StatePool(model.spec.entries(), budget=1 << 22, dtype=torch.bfloat16)
+    pool = StatePool(model.spec.entries(), budget=1 << 22, dtype=dtype)
     native.force(level)
     plan = Plan(model, pool, 256)
     ids = torch.randint(0, 90, (140,), generator=torch.Generator().manual_seed(0)).tolist()

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from keifu.core.errors import unknown
 from keifu.nn.kernels import native
+from keifu.nn.kernels.paged import paged
 from keifu.nn.kernels.tiles import Tiled
 
 CODES = {
@@ -35,10 +35,8 @@ KINDS = {
     )
 }
 SUM, SCALE, SOFTCAP, CLAMP = range(4)
-ADD, CHOSEN, EXACT, FREE, BY_ROW, FLOAT, LAYER, INTERLEAVED, CACHED, EIGHT = (
-    1 << i for i in range(10)
-)
-BLOCK, SPANS, WIDEST_HEAD, TILE = 32, 16, 512, 16
+ADD, CHOSEN, EXACT, FREE, BY_ROW, _, LAYER, INTERLEAVED, CACHED = (1 << i for i in range(9))
+BLOCK, SPANS = 32, 16
 
 
 @dataclass(eq=False)
@@ -251,24 +249,13 @@ class Tape:
             cached: ALiBi's distance to a sink is that in the cache: the sinks, then the window.
             back: turns q once more, by the row of the step, where it meets the sinks.
         """
-        eight, kv_heads = keys.dtype == torch.uint8, keys.shape[1]
-        head = k.width // kv_heads if eight else keys.shape[2]
-        heads, places = q.width // head, keys.shape[0] * (TILE if eight else 1)
-        fits = k.width == v.width == kv_heads * head and q.width == heads * head
-        if eight:
-            fits &= keys.shape[2] == TILE * (-(-head // TILE) * TILE + 4) and page % TILE == 0
-        if not fits or heads % kv_heads or head > WIDEST_HEAD or page & (page - 1):
-            raise ValueError(
-                f"q {q.width}, k {k.width}, v {v.width} over state {tuple(keys.shape)} in pages "
-                f"of {page}: needs whole heads of at most {WIDEST_HEAD} and a power of two"
-            )
-        kinds = {torch.bfloat16: 0, torch.float32: FLOAT, torch.uint8: EIGHT}
-        if keys.dtype != values.dtype or keys.dtype not in kinds:
-            raise ValueError(f"state must be bfloat16, float32 or codes, not {keys.dtype}")
-        flags = kinds[keys.dtype]
-        numbers: dict[str, Any] = {"width": head, "heads": heads, "kv_heads": kv_heads}
+        if k.width != v.width:
+            raise ValueError(f"keys are {k.width} wide and values {v.width}")
+        laid = paged(keys, values, page, q=q.width, kv=k.width)
+        flags, head, heads = laid.flag, laid.head, q.width // laid.head
+        numbers: dict[str, Any] = {"width": head, "heads": heads, "kv_heads": laid.kv_heads}
         numbers |= {"table": table, "page_shift": page.bit_length() - 1}
-        numbers |= {"window": window or 0, "sinks": sinks, "limit": places // page}
+        numbers |= {"window": window or 0, "sinks": sinks, "limit": laid.pages}
         state = {"keys": keys, "values": values}
         store = Node("store", flags, dict(numbers), input=k, other=v, out=q, tensors=dict(state))
         if turn is not None:
