@@ -48,8 +48,14 @@ FORCED = 5120
 LONG, AFTER, GAP = 416, 24, 250
 """Tokens of long prompts, and what is made after each; how far apart they begin."""
 MARGINS = (0.0, 0.1, CLEAR)
-WAYS: Mapping[str, Mapping[str, Any]] = {"coarse": {}, "fine": {"prompt_logprobs": 0}}
-"""How a long prompt may be read: as by default; in both planes throughout, as what is scored is."""
+Options = Mapping[str, Any]
+WAYS: Mapping[str, tuple[Options, Options]] = {
+    "coarse": ({}, {}),
+    "fine": ({}, {"prompt_logprobs": 0}),
+    "bfloat16 state": ({"state": "bf16"}, {}),
+}
+"""How a model may be loaded and a long prompt be read: as by default; in both planes throughout, as
+what is scored is; with keys and values in 16 bits."""
 
 Reference = Callable[[Sequence[int]], torch.Tensor]
 """Token ids (n,) -> logits (n, vocab) float32."""
@@ -165,8 +171,7 @@ def after_long_prompts(path: Path, reference: Reference, threads: int) -> Mappin
     Rows are judged by the model itself in both planes, and by float32; columns count the places
     where the judge's two best logits lie further apart than each margin.
     """
-    lm = keifu.load(str(path), threads=threads, prefixes=False)
-    prompts = long_prompts(lm)
+    prompts: list[list[int]] = []
     table: dict[str, Any] = {}
 
     def counted(row: str, margin: float, found: Agreement) -> None:
@@ -175,13 +180,14 @@ def after_long_prompts(path: Path, reference: Reference, threads: int) -> Mappin
         if margin == CLEAR:
             told["holds"] = found.share >= 0.99
 
-    made = {
-        way: [
-            lm.complete(ids, max_tokens=AFTER, temperature=0, ignore_eos=True, **how).tokens
-            for ids in prompts
-        ]
-        for way, how in WAYS.items()
-    }
+    made: dict[str, list[Sequence[int]]] = {}
+    for way, (loaded, how) in WAYS.items():
+        lm = keifu.load(str(path), threads=threads, prefixes=False, **loaded)
+        prompts = long_prompts(lm)
+        asked = {"max_tokens": AFTER, "temperature": 0, "ignore_eos": True, **how}
+        made[way] = [lm.complete(ids, **asked).tokens for ids in prompts]
+        lm.close()
+    lm = keifu.load(str(path), threads=threads, prefixes=False)
     for way, tokens in made.items():
         pairs = list(zip(prompts, tokens, strict=True))
         if way != "fine":

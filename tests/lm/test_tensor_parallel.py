@@ -34,7 +34,8 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def opened(path: Path, **more: Any) -> LocalLM:
-    lm = keifu.load(str(path), threads=1, precision="exact", max_memory=1 << 22, ctx=64, **more)
+    given = {"precision": "exact", "max_memory": 1 << 22, "ctx": 64, **more}
+    lm = keifu.load(str(path), threads=1, **given)
     assert isinstance(lm, LocalLM)
     return lm
 
@@ -91,6 +92,23 @@ def test_two_processes_answer_as_one(paths: dict[str, Path], name: str, nobody_s
     with pytest.raises(KeifuError, match="one model at a time"):
         opened(paths[name], tensor_parallel=2)
     both.close()
+    both.close()
+    alone.close()
+
+
+def test_state_in_eight_bits_is_that_of_each_head(
+    paths: dict[str, Path], nobody_stays: None
+) -> None:
+    options = {"precision": "default", "state": "int8"}
+    alone, both = (opened(paths["llama"], tensor_parallel=n, **options) for n in (1, 2))
+    assert both.engine.pool.dtype == alone.engine.pool.dtype == torch.int8
+    assert both.engine.pool.token_bytes * 2 == alone.engine.pool.token_bytes
+    asked = {"max_tokens": 0, "prompt_logprobs": 1}
+    found = [
+        [t.logprob or 0.0 for t in lm.complete(PROMPTS[3], **asked).prompt_logprobs]
+        for lm in (alone, both)
+    ]
+    torch.testing.assert_close(torch.tensor(found[0]), torch.tensor(found[1]), atol=0.1, rtol=0.02)
     both.close()
     alone.close()
 
