@@ -195,6 +195,21 @@ def test_attention_of_a_prompt(name: str, shape: tuple[int, int, int], dtype: to
     torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=near)
 
 
+@pytest.mark.parametrize("rows", [1, 14])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int8])
+def test_what_is_not_a_number_shows(rows: int, dtype: torch.dtype) -> None:
+    past, x = Past(4, 2, 32, dtype), torch.randn(rows, 8 * 32)
+    x[0, 128 + 64 + 3] = float("nan")  # an element of the first value head
+
+    def build(tape: Tape, v: Value) -> Value:
+        return tape.attend(*v.split(128, 64, 64), past.keys, past.values, page=PAGE, scale=0.2)
+
+    step = {"lengths": [1101 + i for i in range(rows)], "owners": [1] * rows}
+    got = apply(build, x, tables=[past.table], **step)
+    assert got[:, 3].isnan().all()
+    assert got[:, 64:].isfinite().all()
+
+
 def test_early_pages_may_be_gone() -> None:
     past = Past(4, 2, 32, torch.float32)
     x = torch.randn(1, 8 * 32)

@@ -63,8 +63,10 @@ static void widen_tiles(const run_of_rows *r, int values, int first, int skip, i
                     vu codes = tile ? load_bits(tile + i * 64 + lane * 4) : (vu){0};
                     vf x = from_int((vi)(codes >> 8 * b & 255) - MIDDLE);
                     int slot = s + i / (wide / TILE) * 4 + b;
-                    if (values) store(out + slot * wide + i % (wide / TILE) * TILE + lane, x * scales[slot - s]);
-                    else store(out + (4 * i + b) * SLOTS + s + lane, x * load(scales + lane));
+                    if (values)
+                        store(out + slot * wide + i % (wide / TILE) * TILE + lane, x * scales[slot - s]);
+                    else
+                        store(out + (4 * i + b) * SLOTS + s + lane, x * load(scales + lane));
                 }
     }
 }

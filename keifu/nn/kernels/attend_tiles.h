@@ -165,7 +165,7 @@ static void weigh_tiles(const kf_op *op, const tile_view *tiles, int count, int 
                         int h, tile_state *s)
 {
     float *scores = s->scores + h * CHUNK_SLOTS;
-    vf most = splat(-INFINITY), total = {0}, largest = {0};
+    vf most = splat(-INFINITY), total = {0}, largest = {0}, odd = {0};
     vi order;
     for (int l = 0; l < LANES; l++) order[l] = l;
     for (int t = 0; t < count; t++)
@@ -193,6 +193,7 @@ static void weigh_tiles(const kf_op *op, const tile_view *tiles, int count, int 
             if (tiles[t].from > 0 || tiles[t].to < TILE) scale = (vf)((vi)scale & (v != 0.0f));
             v *= scale;
             largest = larger(largest, v);
+            odd += v * 0.0f;
             store(scores + at, v);
         }
     float shrink = old == -INFINITY ? 0 : exponential(splat(old - new))[0];
@@ -208,7 +209,7 @@ static void weigh_tiles(const kf_op *op, const tile_view *tiles, int count, int 
     for (int at = 0; at < count * TILE; at += LANES)
         to_planes(load(scores + at), inverse, w->planes[0] + at, w->planes[1] + at, totals);
     for (int i = 0; i < PLANES; i++) w->totals[i] = sum_whole(totals[i]);
-    w->scale = bound / FINEST;
+    w->scale = bound / FINEST + sum_lanes(odd);
 }
 
 /* Where tiles [from, from + count) of a range lie, and which of their slots are seen. */
