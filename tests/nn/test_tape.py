@@ -17,7 +17,7 @@ from keifu.nn.kernels.formats import Packed
 from keifu.nn.kernels.program import Program
 from keifu.nn.kernels.tape import Tape, Turn, Value
 from keifu.nn.kernels.tiles import tile
-from tests.nn.pasts import PAGE, Past
+from tests.nn.pasts import PAGE, Past, alike
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=native.why())
 LONG = 45  # tokens of a prompt: three parts of a dozen and more
@@ -166,8 +166,7 @@ def test_attention(name: str, shape: tuple[int, int, int], dtype: torch.dtype) -
 
     x = torch.cat([q, k, v], 1)
     got = apply(build, x, lengths=lengths, owners=owners, tables=[past.table])
-    near = 2e-4 if dtype == torch.int8 else 2e-5  # queries and weights are codes, too
-    torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=near)
+    alike(got, expected, dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
@@ -191,8 +190,7 @@ def test_attention_of_a_prompt(name: str, shape: tuple[int, int, int], dtype: to
 
     x = torch.cat([q, k, v], 1)
     got = apply(build, x, lengths=lengths, owners=owners, tables=[past.table])
-    near = 2e-4 if dtype == torch.int8 else 2e-5
-    torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=near)
+    alike(got, expected, dtype)
 
 
 @pytest.mark.parametrize("rows", [1, 14])
