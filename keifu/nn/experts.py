@@ -130,7 +130,7 @@ class Experts(Part):
         return Split(part=part, cuts=cuts, joins={"": Sum()}, once=once)
 
 
-class _Bank(nn.Module):
+class Bank(nn.Module):
     """The layers of all experts."""
 
     def __init__(self, count: int, spec: MLP | GatedMLP) -> None:
@@ -165,7 +165,7 @@ class _Experts(nn.Module):
         super().__init__()
         self.spec = spec
         self.router = spec.router.scorer(spec.expert.width, spec.count)
-        self.experts = _Bank(spec.count, spec.expert)
+        self.experts = Bank(spec.count, spec.expert)
         self.always = spec.always.build() if spec.always else None
 
     def forward(self, x: Tensor, step: Step, state: Handle | None) -> Tensor:
@@ -191,8 +191,6 @@ class _Experts(nn.Module):
         if kept is not None:
             token, expert, weight = token[kept], expert[kept], weight[kept]
         y = torch.zeros_like(x)
-        if token.shape[0] == 0:  # every choice of this step finds its expert full
-            return y
         order = expert.argsort(stable=True)
         token = token[order]
         sizes = torch.bincount(expert, minlength=self.spec.count).tolist()

@@ -3,6 +3,12 @@
 Every process runs the same step over the same tokens. Weights are plain tensors, so packed rows and
 kernels stay what they are; what crosses between processes is a distributed tensor with the
 placement that the part's join names (`torch.distributed.tensor`), made whole in one collective.
+
+Gradients follow from one rule: what is differentiated is the sum of all processes' losses, and each
+collective's gradient is its adjoint. So a share's gradient is done after the backward pass, and
+what every process holds whole (norms, routers, tables of positions) has a part of its gradient in
+each, to be added up, whoever read it and where. Since every process has the same loss, all come out
+multiplied by the number of processes.
 """
 
 from __future__ import annotations
@@ -90,18 +96,51 @@ def spread(mesh: DeviceMesh, total: int) -> Spread:
 
 def made_whole(x: Tensor, mesh: DeviceMesh, placement: Placement, shape: torch.Size) -> Tensor:
     """The whole, on every process, of what each has a part of."""
+    if torch.is_grad_enabled() and x.requires_grad:
+        found: Tensor = _MadeWhole.apply(x, mesh, placement, shape)  # type: ignore[no-untyped-call]
+        return found
+    return _laid(x, mesh, placement, Replicate(), shape)
+
+
+def _laid(
+    x: Tensor, mesh: DeviceMesh, before: Placement, after: Placement, shape: torch.Size
+) -> Tensor:
+    """This process's part of a tensor of this shape, laid out another way."""
     stride = [1]
     for size in reversed(shape[1:]):
         stride.insert(0, stride[0] * size)
     spread = DTensor.from_local(
-        x.contiguous(), mesh, [placement], run_check=False, shape=shape, stride=tuple(stride)
+        x.contiguous(), mesh, [before], run_check=False, shape=shape, stride=tuple(stride)
     )
-    found: Tensor = spread.redistribute(mesh, [Replicate()]).to_local()
+    found: Tensor = spread.redistribute(mesh, [after]).to_local()
     return found
 
 
-def parallelize(model: StackModule | PairModule, mesh: DeviceMesh) -> StackModule | PairModule:
+class _MadeWhole(torch.autograd.Function):
+    """The adjoint of a sum that all receive is a sum that all receive; of a gathering, a sum of
+    which each receives its chunk."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, mesh: DeviceMesh, placement: Placement, shape: torch.Size
+    ) -> Tensor:
+        ctx.given = mesh, placement, shape
+        return _laid(x, mesh, placement, Replicate(), shape)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        mesh, placement, shape = ctx.given
+        after = Replicate() if placement.is_partial() else placement
+        return _laid(grad, mesh, Partial(), after, shape), None, None, None
+
+
+def parallelize(
+    model: StackModule | PairModule, mesh: DeviceMesh, *, train: bool = False
+) -> StackModule | PairModule:
     """This process's share of a model that every process has whole; the whole is left as it is.
+
+    Args:
+        train: the share's parameters have gradients.
 
     Raises:
         ConfigError: the model does not split over so many processes.
@@ -119,14 +158,14 @@ def parallelize(model: StackModule | PairModule, mesh: DeviceMesh) -> StackModul
         if isinstance(source, Weight) and source.weight is None:
             held["weight"] = source.pieces
         for leaf, values in held.items():
-            _hold(module, leaf, share_of(values, prefix + leaf, split, first))
+            _hold(module, leaf, share_of(values, prefix + leaf, split, first), train)
     if isinstance(made, PairModule) and made.spec.tied:
         made.decoder.input.table = made.encoder.input.table
     attach(made, split, mesh)
-    return made.eval()
+    return made.train(train)
 
 
-def _hold(module: nn.Module, leaf: str, values: Sequence[Value]) -> None:
+def _hold(module: nn.Module, leaf: str, values: Sequence[Value], train: bool) -> None:
     """Give a share its value; columns of packed rows that fall within blocks are decoded."""
     packed = [v for v in values if isinstance(v, Packed)]
     if isinstance(module, Weight) and leaf == "weight" and len(packed) == len(values):
@@ -136,4 +175,4 @@ def _hold(module: nn.Module, leaf: str, values: Sequence[Value]) -> None:
     if leaf in module._buffers:
         module._buffers[leaf] = whole
     else:
-        module.register_parameter(leaf, nn.Parameter(whole, requires_grad=False))
+        module.register_parameter(leaf, nn.Parameter(whole, requires_grad=train))

@@ -67,7 +67,8 @@ class Stacked(Weight):
             ends = torch.tensor(sizes, device=x.device).cumsum(0).to(torch.int32)
             return F.grouped_mm(x.to(wide.dtype), wide, offs=ends).to(x.dtype)
         parts = enumerate(x.split(list(sizes)))
-        return torch.cat([self(expert, part) for expert, part in parts if part.shape[0]])
+        found = [self(expert, part) for expert, part in parts if part.shape[0]]
+        return torch.cat(found) if found else self(0, x)
 
     def each_by(self, x: Tensor, expert: Tensor | None) -> Tensor:
         """Products whose shapes do not depend on who was chosen, so that they can be recorded.

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
 from keifu.core.errors import ConfigError
@@ -17,7 +18,7 @@ from keifu.nn.linear import Linear
 from keifu.nn.pair import PairModule
 from keifu.nn.parallel import parallelize
 from keifu.nn.part import build
-from keifu.nn.split import Cut, Rank
+from keifu.nn.split import Cut, Rank, dense
 from keifu.nn.stack import Stack, StackModule
 from keifu.nn.state import StatePool, state_bytes
 from keifu.nn.step import Step
@@ -86,6 +87,40 @@ def compared(mesh: DeviceMesh, names: list[str]) -> dict[str, tuple[float, float
         state = [sum(state_bytes(m.spec.entries(), torch.float32)) for m in (mine, model)]
         found[name] = (error, steps, sizes[0] / sizes[1], state[0] / state[1])
     return found
+
+
+def graded(model: Any) -> dict[str, torch.Tensor]:
+    """Gradients of a loss that weighs every logit, by name."""
+    size = model(TOKENS, TOKENS[:, :5]) if isinstance(model, PairModule) else model(TOKENS)
+    weights = torch.randn(size.logits.shape, generator=torch.Generator().manual_seed(5))
+    (size.logits.tanh() * weights).sum().backward()
+    return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+def slopes(mesh: DeviceMesh, names: list[str]) -> dict[str, float]:
+    """By family: the largest difference of a gradient, relative to the largest of the tensor."""
+    found = {}
+    for name in names:
+        model = whole(name)
+        split = model.spec.split(Rank(mesh.get_local_rank(), mesh.size()))
+        want, worst = graded(model), 0.0
+        mine = graded(parallelize(model, mesh, train=True))
+        assert mine.keys() == want.keys(), name
+        for path, grad in mine.items():
+            cut, (whole_grad,) = split.cuts.get(path), [want[path]]
+            if cut is None and path not in split.once:
+                dist.all_reduce(grad)
+            own = whole_grad if cut is None else torch.cat([*map(dense, cut.of([whole_grad]))])
+            off = (grad / mesh.size() - own).abs().max().item()
+            worst = max(worst, off / whole_grad.abs().max().clamp(min=1e-3).item())
+        found[name] = worst
+    return found
+
+
+def test_two_processes_give_the_gradients_of_one() -> None:
+    names = ["llama", "gpt_2", "mixtral", "falcon", "mamba", "qwen3", "t5", "bart"]
+    for answers in together(2, slopes, names):
+        assert max(answers.values()) < 3e-5, answers  # T5 has large scores
 
 
 def test_two_processes_give_the_logits_of_one() -> None:
