@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from keifu.core.errors import KeifuError
 
@@ -32,9 +32,8 @@ class Average:
 class Averaged:
     """The averages of the parameters that train."""
 
-    def __init__(self, average: Average, model: nn.Module) -> None:
-        self.average = average
-        self._weights = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    def __init__(self, average: Average, weights: Mapping[str, Tensor]) -> None:
+        self.average, self._weights = average, dict(weights)
         self.means: dict[str, Tensor] = {}
         """By name; empty before the first step that counts."""
 

@@ -8,7 +8,7 @@ here; `shard` is FSDP2's (Zhao et al. 2023), which brings a block's weights toge
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
 
 from keifu.core.errors import ConfigError, KeifuError
 from keifu.nn.exchange import spread
@@ -28,8 +29,11 @@ from keifu.nn.pair import PairModule
 from keifu.nn.parallel import parallelize, share
 from keifu.nn.split import Cut, Rank, Split
 from keifu.nn.stack import StackModule
+from keifu.training.crew_state import filled, own_state, put_together, skeleton, whole_state
 from keifu.training.objective import Loss, Objective
+from keifu.training.optimizer import Optimization
 from keifu.training.parallel import Parallel
+from keifu.training.pieces import Piece
 from keifu.training.place import Place
 
 T = TypeVar("T")
@@ -51,30 +55,31 @@ class Processes:
 
     def __init__(self, parallel: Parallel, device: torch.device | str = "cpu") -> None:
         self.parallel, self.device = parallel, torch.device(device)
-        self.world, self.place_in_world = dist.get_world_size(), dist.get_rank()
-        self.size = parallel.shares(self.world)
+        self.world_size, self.number = dist.get_world_size(), dist.get_rank()
+        self.world = parallel.shares(self.world_size)
         """Processes, or groups of them, with batches of their own."""
         tensor, expert = parallel.tensor, parallel.expert
-        sizes = (self.size // expert, expert, tensor)
+        sizes = (self.world // expert, expert, tensor)
         names = ("replica", "expert", "tensor")
         self.mesh = init_device_mesh(self.device.type, sizes, mesh_dim_names=names)
         outer = init_device_mesh(
-            self.device.type, (self.size, tensor), mesh_dim_names=("data", "tensor")
+            self.device.type, (self.world, tensor), mesh_dim_names=("data", "tensor")
         )
         self.data = outer["data"]
         self.rank = self.data.get_local_rank()
         """Which of the batches are this process's."""
-        self.first = self.place_in_world == 0
+        self.first = self.number == 0
         """Whether this process prints, logs and writes what is written once."""
         patience = timedelta(seconds=parallel.patience)
-        ranks = [list(range(t, self.world, tensor)) for t in range(tensor)]
+        ranks = [list(range(t, self.world_size, tensor)) for t in range(tensor)]
         self._words, _ = dist.new_subgroups_by_enumeration(ranks, timeout=patience, backend="gloo")
         self.places: dict[str, Place] = {}
         """Where the parameters that are here lie in the whole, by name."""
         self._shared: dict[str, frozenset[str]] = {}
         self._task: Task | None = None
+        self._line = dist.new_group(backend="gloo", timeout=patience)
+        self._everyones: list[dict[str, Place]] = []
         self._held: dict[str, tuple[nn.Parameter, nn.Parameter]] = {}
-        self._model: nn.Module = nn.Module()
 
     # Before training
 
@@ -86,6 +91,7 @@ class Processes:
         """
         for value in [*model.parameters(), *model.buffers()]:
             dist.broadcast(value.detach(), 0)
+        self._bones = skeleton(model)
         split: Split | None = None
         apart: dict[str, Cut] = {}
         if self.parallel.tensor > 1:
@@ -94,14 +100,15 @@ class Processes:
         if self.parallel.expert > 1:
             apart = spread(model, self.mesh["expert"])
         self._find(model, split, apart)
-        if self.parallel.shard and self.size > 1:
+        if self.parallel.shard and self.world > 1:
             self._task = self._shard(model)
         for name, parameter in model.named_parameters():
             own = parameter
             if isinstance(parameter, DTensor):
                 own = nn.Parameter(parameter.to_local().detach(), parameter.requires_grad)
             self._held[name] = (parameter, own)
-        self._model = model
+        self._everyones = [{} for _ in range(self.world_size)]
+        dist.all_gather_object(self._everyones, self.places, group=self._line)
         return model
 
     def _tensor(self, model: nn.Module) -> tuple[nn.Module, Split]:
@@ -121,7 +128,7 @@ class Processes:
         return parallelize(model, mesh, train=True), split
 
     def _find(self, model: nn.Module, split: Split | None, apart: dict[str, Cut]) -> None:
-        """Where parameters lie in the whole, and over which dimensions of the mesh they are alike."""
+        """Where parameters lie in the whole, and over which dimensions they are alike."""
         tensor = self.mesh["tensor"].get_local_rank()
         by_tensor = {} if split is None else split.cuts
         once = frozenset[str]() if split is None else split.once
@@ -172,17 +179,28 @@ class Processes:
             self._shared[name] = alike
         return task
 
-    def own(self, parameter: nn.Parameter) -> nn.Parameter:
-        """The plain tensor that an optimizer changes: what is here of a prepared parameter."""
-        for theirs, mine in self._held.values():
-            if theirs is parameter:
-                return mine
-        raise KeyError("this parameter is not of the prepared model")
+    def optimizer(self, optimization: Optimization, groups: list[dict[str, Any]]) -> Optimizer:
+        """The optimizer of what is here of the parameters, as plain tensors.
 
-    def compute(self, objective: Objective[B], batch: B) -> Loss:
-        """The objective on the prepared model."""
+        Raises:
+            ConfigError: it looks at whole matrices, and these lie apart.
+        """
+        apart = [name for name, p in self.places.items() if p.shape() != p.whole]
+        if apart and not optimization.elementwise:
+            raise ConfigError(
+                f"{type(optimization).__name__} looks at whole matrices, and {apart[0]} lies in "
+                "shards: use adamw, adam, sgd or lion, or copies (parallel: tensor 1, expert 1, "
+                "shard false)"
+            )
+        own = {id(theirs): mine for theirs, mine in self._held.values()}
+        for group in groups:
+            group["params"] = [own[id(p)] for p in group["params"]]
+        return optimization.build(groups)
+
+    def loss(self, objective: Objective[B], model: nn.Module, batch: B) -> Loss:
+        """The objective on the prepared model, all of which is there while it runs."""
         if self._task is None:
-            return objective(self._model, batch)
+            return objective(model, batch)
 
         def told(model: nn.Module) -> tuple[Tensor, int, Any]:
             loss = objective(model, batch)
@@ -193,7 +211,7 @@ class Processes:
 
     # While training
 
-    def reduce(self) -> None:
+    def gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Leave on `own` parameters the gradient of the loss summed over all batches of a step."""
         self._agree()
         by_group: dict[frozenset[str], list[Tensor]] = {}
@@ -240,20 +258,63 @@ class Processes:
         (dim,) = dims
         return self.mesh[dim].get_group()
 
-    def norm(self) -> float:
+    def norm(self, gradients: Sequence[Tensor]) -> Tensor:
         """Length of the whole gradient, the same to the bit in every process."""
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for name, (_, mine) in self._held.items():
             if mine.grad is not None and self.places[name].first and not self.places[name].zero:
                 total += mine.grad.detach().float().pow(2).sum().double()
         dist.all_reduce(total)
-        return float(total.sqrt())
+        return total.sqrt().float()
 
     def gather(self, value: T) -> list[T]:
         """Everybody's plain value, in the order of their batches."""
-        found: list[Any] = [None] * self.size
+        found: list[Any] = [None] * self.world
         dist.all_gather_object(found, value, group=self._words)
         return found
+
+    # What is saved
+
+    def together(
+        self, parts: Mapping[str, Tensor], like: Mapping[str, str] | None = None
+    ) -> dict[str, Tensor]:
+        """Whole tensors, in the first process, of parts by parameter name; all call this."""
+        names = like or {name: name for name in parts}
+        return put_together(parts, self._everyones, names, self._line)
+
+    def apart(self, wholes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What is here of whole tensors by parameter name."""
+        return {name: self.places[name].own(value) for name, value in wholes.items()}
+
+    def whole(self, model: nn.Module) -> nn.Module | None:
+        """In the first process a model as it was given, with the weights of now; all call this."""
+        parts = {
+            name: p.to_local() if isinstance(p, DTensor) else p
+            for name, p in model.named_parameters()
+        }
+        found = self.together(parts)
+        return filled(self._bones, found) if self.first else None
+
+    def state(self, model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+        """The optimizer's state as one process alone would have it, in the first; all call this."""
+        shapes = {name: tuple(mine.shape) for name, (_, mine) in self._held.items()}
+        names = self._names(optimizer)
+        return whole_state(optimizer.state_dict(), names, shapes, self.together, self.places)
+
+    def load_state(self, model: nn.Module, optimizer: Optimizer, state: dict[str, Any]) -> None:
+        """Take the parts that are here of what `state` gave, in whatever crew."""
+        optimizer.load_state_dict(own_state(state, self._names(optimizer), self.places))
+
+    def _names(self, optimizer: Optimizer) -> list[str]:
+        """Parameters' names in the optimizer's order."""
+        by_own = {id(mine): name for name, (_, mine) in self._held.items()}
+        return [by_own[id(p)] for group in optimizer.param_groups for p in group["params"]]
+
+    def pieces(self) -> dict[str, Piece]:
+        """What is here of the weights, to be saved by all processes at once (pieces.py)."""
+        return {
+            name: Piece(self.places[name], mine.detach()) for name, (_, mine) in self._held.items()
+        }
 
     def barrier(self) -> None:
         """Wait for all others."""
@@ -271,7 +332,7 @@ class Processes:
                 raise
             why = str(error).partition("\n")[0].rpartition("] ")[2][:120]
             raise Lost(
-                f"process {self.place_in_world} of {self.world} has lost another one, which was "
+                f"process {self.number} of {self.world_size} has lost another one, which was "
                 f"ended or hangs ({why}): go on from the last checkpoint with --resume"
             ) from error
 

@@ -163,12 +163,17 @@ class Trainer(Generic[B]):
             if not weight.is_contiguous():  # fused updates read memory in order, states' too
                 weight.data = weight.data.contiguous()
         found = optimizer_groups(self.model, groups, lr=optimization.lr, decay=optimization.decay)
-        self.optimizer = optimization.build(found)
+        self.optimizer = crew.optimizer(optimization, found)
         self.parameters = [p for g in self.optimizer.param_groups for p in g["params"]]
         self.state = Run()
         self.history: list[Record] = []
         self.sentry = Sentry(guard)
-        self.average = Averaged(average, self.model) if average else None
+        weights = {
+            name: weight
+            for group in self.optimizer.param_groups
+            for name, weight in zip(group["names"], group["params"], strict=True)
+        }
+        self.average = Averaged(average, weights) if average else None
         self._operations = Operations(self.model)
         self._stopped = False
 
@@ -219,11 +224,12 @@ class Trainer(Generic[B]):
         self.optimizer.zero_grad()
         losses, read, operations = [], 0, 0.0
         for i in range(each):
-            batch = data(first + i * self.crew.world + self.crew.rank)
-            with self.crew.backward(last=i + 1 == each):
-                with at_precision(self.options.precision, self.device):
-                    loss = self.objective(self.model, batch)
-                loss.total.backward()
+            number = first + i * self.crew.world + self.crew.rank
+            batch = data(number)
+            self._draw(number)
+            with at_precision(self.options.precision, self.device):
+                loss = self.crew.loss(self.objective, self.model, batch)
+            loss.total.backward()
             losses.append(_detached(loss))
             read, operations = read + tokens(batch), operations + self._operations.of(batch)
         losses[-1] = replace(
@@ -237,6 +243,7 @@ class Trainer(Generic[B]):
         for group in self.optimizer.param_groups:
             group["lr"] = group["base"] * factor
         if not skipped:
+            self._draw(first)  # alike in all processes
             self.optimizer.step()
             if self.average:
                 self.average.update(self.state.step)
@@ -247,6 +254,10 @@ class Trainer(Generic[B]):
             tokens=round(metrics.pop(_READ) * world), operations=metrics.pop(_DONE) * world,
             metrics=metrics, seconds=time.perf_counter() - start,
         )  # fmt: skip
+
+    def _draw(self, number: int) -> None:
+        """Draw what follows by the run's seed and a batch's number, in whatever process."""
+        torch.manual_seed((self.options.seed * 1_000_003 + number) % (1 << 63))
 
     def _gradient(self, count: int) -> float:
         """Divide the gradient by the items, clip it; returns its length before that."""
@@ -337,7 +348,7 @@ class Trainer(Generic[B]):
             "run": dict(vars(self.state)),
             "optimizer": self.crew.state(self.model, self.optimizer),
             "guard": self.sentry.state_dict(),
-            "average": self.average.state_dict() if self.average else {},
+            "average": self.crew.together(self.average.state_dict()) if self.average else {},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -345,7 +356,7 @@ class Trainer(Generic[B]):
         self.state = Run(**state["run"])
         self.sentry.load_state_dict(state["guard"])
         if self.average:
-            self.average.load_state_dict(state["average"])
+            self.average.load_state_dict(self.crew.apart(state["average"]))
         self.crew.load_state(self.model, self.optimizer, state["optimizer"])
 
 
@@ -357,11 +368,14 @@ def summed(losses: Iterable[Loss], crew: Crew = ALONE) -> tuple[float, int, dict
             held = sums.setdefault(name, [0.0, 0.0])
             held[0] += float(value)
             held[1] += over
-    names = sorted(sums)
-    added = crew.sum(torch.tensor([sums[n] for n in names], dtype=torch.float64).flatten())
-    pairs = dict(zip(names, added.view(-1, 2).tolist(), strict=True))
-    means = {name: value / over if over else math.nan for name, (value, over) in pairs.items()}
-    return means.pop(""), int(pairs[""][1]), means
+    added: dict[str, list[float]] = {}
+    for each in crew.gather(sums):
+        for name, (value, over) in each.items():
+            held = added.setdefault(name, [0.0, 0.0])
+            held[0] += value
+            held[1] += over
+    means = {name: value / over if over else math.nan for name, (value, over) in added.items()}
+    return means.pop(""), int(added[""][1]), means
 
 
 @torch.no_grad()
@@ -378,7 +392,7 @@ def evaluate(
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     with evaluating(model), at_precision(precision, device):
-        mean, _, metrics = summed((objective(model, batch) for batch in batches), crew)
+        mean, _, metrics = summed((crew.loss(objective, model, batch) for batch in batches), crew)
     return mean, metrics
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch.optim import Optimizer
 
@@ -14,6 +14,9 @@ from keifu.core.errors import KeifuError
 class Optimization:
     """Base of the optimizers' settings."""
 
+    elementwise: ClassVar[bool] = False
+    """Whether each number's update looks at its own gradient alone, so that shards can learn
+    apart."""
     lr: float = 1e-3
     """Learning rate, before the schedule's factor and the group's"""
     decay: float = 0.0

@@ -79,7 +79,7 @@ def save_pieces(
     with _failures(f"cannot write {folder}"):
         checkpoint.save(
             dict(pieces), storage_writer=_Writer(folder, 0 if alone else dist.get_rank()),
-            planner=_Saving(flatten_state_dict=False, flatten_sharded_tensors=False),
+            planner=_Saving(flatten_state_dict=False),
             process_group=group, no_dist=alone,
         )  # fmt: skip
 
@@ -102,7 +102,7 @@ def load_pieces(
     wanted = {name: piece for name, piece in pieces.items() if not piece.place.zero}
     with _failures(f"cannot read {folder}"):
         checkpoint.load(
-            dict(wanted), storage_reader=_Reader(folder, said), planner=_Loading(flatten_state_dict=False, flatten_sharded_tensors=False),
+            dict(wanted), storage_reader=_Reader(folder, said), planner=_Loading(),
             process_group=group, no_dist=not dist.is_initialized(),
         )  # fmt: skip
 

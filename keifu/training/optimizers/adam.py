@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -13,6 +13,8 @@ from keifu.training.optimizer import Optimization
 @dataclass(frozen=True, kw_only=True)
 class Adam(Optimization):
     """torch.optim.Adam, fused."""
+
+    elementwise: ClassVar[bool] = True
 
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay of the two moments (Transformer of 2017: 0.9, 0.98)"""

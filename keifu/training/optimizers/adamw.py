@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -13,6 +13,8 @@ from keifu.training.optimizer import Optimization
 @dataclass(frozen=True, kw_only=True)
 class AdamW(Optimization):
     """torch.optim.AdamW, fused."""
+
+    elementwise: ClassVar[bool] = True
 
     decay: float = 0.01
     """Weight decay, where a group does not say otherwise"""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,8 @@ from keifu.training.optimizers._one_by_one import OneByOne
 @dataclass(frozen=True, kw_only=True)
 class Lion(Optimization):
     """w -= lr * (sign(b1 m + (1 - b1) g) + decay w), then m = b2 m + (1 - b2) g."""
+
+    elementwise: ClassVar[bool] = True
 
     lr: float = 1e-4
     """Learning rate: 3 to 10 times less than AdamW's (section 5)"""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -18,6 +18,8 @@ from keifu.training.optimizer import Optimization
 @dataclass(frozen=True, kw_only=True)
 class NTASGD(Optimization):
     """Plain SGD until the trigger, then its running mean beside it."""
+
+    elementwise: ClassVar[bool] = True
 
     patience: int = 5
     """Validations without a new best before averaging begins (n in the paper)"""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -13,6 +13,8 @@ from keifu.training.optimizer import Optimization
 @dataclass(frozen=True, kw_only=True)
 class SGD(Optimization):
     """torch.optim.SGD."""
+
+    elementwise: ClassVar[bool] = True
 
     momentum: float = 0.0
     """Share of the last update that is kept"""
