@@ -207,6 +207,9 @@ class Processes:
             return loss.total, loss.count, loss.metrics
 
         total, count, metrics = self._task(told)
+        if not torch.is_grad_enabled():  # what is left together would not hear of changed weights
+            assert isinstance(self._task, FSDPModule)
+            self._task.reshard()
         return Loss(total=total, count=count, metrics=metrics)
 
     # While training
@@ -288,10 +291,7 @@ class Processes:
 
     def whole(self, model: nn.Module) -> nn.Module | None:
         """In the first process a model as it was given, with the weights of now; all call this."""
-        parts = {
-            name: p.to_local() if isinstance(p, DTensor) else p
-            for name, p in model.named_parameters()
-        }
+        parts = {name: mine for name, (_, mine) in self._held.items()}
         found = self.together(parts)
         return filled(self._bones, found) if self.first else None
 
