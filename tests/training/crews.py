@@ -104,7 +104,7 @@ def far(a: Tensor, b: Tensor) -> float:
 
 def resumed(name: str, parallel: Parallel, alone: Any) -> float:
     """One process's state after its steps, gone on with by a crew: how its state differs then."""
-    told, weights, state = alone
+    state = alone[2]
     crew = Processes(parallel)
     made = trainer(name, crew, steps=STEPS)
     made.load_state_dict(state)

@@ -45,9 +45,9 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
 def test_what_does_not_fit_says_what_does() -> None:
     with pytest.raises(ConfigError, match="data 4 x tensor 2 = 8 processes, and there are 2"):
         Parallel(data=4, tensor=2).shares(2)
-    with pytest.raises(ConfigError, match="3 processes cannot be shared out by parallel.tensor 2"):
+    with pytest.raises(ConfigError, match=r"3 processes cannot be shared out by parallel\.tensor 2"):
         Parallel(tensor=2).shares(3)
-    with pytest.raises(ConfigError, match="expert 3 must divide parallel.data 4"):
+    with pytest.raises(ConfigError, match=r"expert 3 must divide parallel\.data 4"):
         Parallel(data=4, expert=3)
 
 
