@@ -24,10 +24,11 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 
 from keifu.nn.kernels.formats import Packed
-from keifu.nn.linear import Weight
+from keifu.nn.linear import Embedding, Weight
 from keifu.nn.pair import PairModule
 from keifu.nn.part import Part, build
 from keifu.nn.projection import Projecting, Spread
+from keifu.nn.projection import Projecting, Projection, Spread
 from keifu.nn.split import Gather, Join, Rank, Rows, Split, Value, dense, share_of
 from keifu.nn.stack import StackModule
 
@@ -68,6 +69,9 @@ def _join(module: nn.Module, join: Join, mesh: DeviceMesh) -> None:
     if isinstance(join, Gather) and isinstance(module, Projecting):
         module.spread = spread(mesh, join.total)
 
+    if isinstance(join, Gather) and isinstance(module, Projecting):
+        _spread(module, join.total, mesh)
+
     def whole(_: nn.Module, args: Any, out: Tensor) -> Tensor:
         if isinstance(join, Gather):
             shape = torch.Size((*out.shape[:-1], join.total))
@@ -92,6 +96,48 @@ def spread(mesh: DeviceMesh, total: int) -> Spread:
     return Spread(
         first=first, total=total, sum=over(dist.ReduceOp.SUM), max=over(dist.ReduceOp.MAX)
     )
+
+
+def _spread(head: Projecting, total: int, mesh: DeviceMesh) -> None:
+    """Tell a loss that reads a head's product itself that here are some rows of it alone."""
+
+    def over(x: Tensor, op: Any) -> Tensor:
+        found = x.clone()
+        dist.all_reduce(found, op, group=mesh.get_group())
+        return found
+
+    first, _ = Rank(mesh.get_local_rank(), mesh.size()).chunk(total, "tokens of vocabulary")
+    head.spread = Spread(
+        first=first,
+        total=total,
+        sum=lambda x: over(x, dist.ReduceOp.SUM),
+        max=lambda x: over(x, dist.ReduceOp.MAX),
+    )
+    plain = head.projection
+
+    def projection(x: Tensor, table: Embedding) -> Projection | None:
+        """The loss gives rows the gradient of one process's loss, and it is all processes'."""
+        found = plain(x, table)
+        if found is None:
+            return None
+        bias = None if found.bias is None else _Times.apply(found.bias, mesh.size())  # type: ignore[no-untyped-call]
+        weight = _Times.apply(found.weight, mesh.size())  # type: ignore[no-untyped-call]
+        return replace(found, weight=weight, bias=bias)
+
+    head.projection = projection  # type: ignore[method-assign]
+
+
+class _Times(torch.autograd.Function):
+    """A tensor as it is, its gradient times a number."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, times: int) -> Tensor:
+        ctx.times = times
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad * ctx.times, None
 
 
 def made_whole(x: Tensor, mesh: DeviceMesh, placement: Placement, shape: torch.Size) -> Tensor:

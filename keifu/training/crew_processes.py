@@ -204,7 +204,7 @@ class Processes:
 
         def told(model: nn.Module) -> tuple[Tensor, int, Any]:
             loss = objective(model, batch)
-            return loss.total, loss.count, loss.metrics
+            return loss.total.clone(), loss.count, loss.metrics  # FSDP2 warns of views
 
         total, count, metrics = self._task(told)
         if not torch.is_grad_enabled():  # what is left together would not hear of changed weights

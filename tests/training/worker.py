@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from keifu.training.saved_state import read_state, write_state
 
 from keifu.cli.main import _line
 from keifu.core.errors import KeifuError
 from keifu.training.launch import crew as found
 from keifu.training.parallel import Parallel
+from keifu.training.saved_state import read_state, write_state
 from tests.training.crews import batch, trainer
 
 
