@@ -27,7 +27,6 @@ from keifu.nn.kernels.formats import Packed
 from keifu.nn.linear import Embedding, Weight
 from keifu.nn.pair import PairModule
 from keifu.nn.part import Part, build
-from keifu.nn.projection import Projecting, Spread
 from keifu.nn.projection import Projecting, Projection, Spread
 from keifu.nn.split import Gather, Join, Rank, Rows, Split, Value, dense, share_of
 from keifu.nn.stack import StackModule
@@ -68,9 +67,7 @@ def _join(module: nn.Module, join: Join, mesh: DeviceMesh) -> None:
 
     if isinstance(join, Gather) and isinstance(module, Projecting):
         module.spread = spread(mesh, join.total)
-
-    if isinstance(join, Gather) and isinstance(module, Projecting):
-        _spread(module, join.total, mesh)
+        _all_losses(module, mesh.size())
 
     def whole(_: nn.Module, args: Any, out: Tensor) -> Tensor:
         if isinstance(join, Gather):
@@ -98,30 +95,20 @@ def spread(mesh: DeviceMesh, total: int) -> Spread:
     )
 
 
-def _spread(head: Projecting, total: int, mesh: DeviceMesh) -> None:
-    """Tell a loss that reads a head's product itself that here are some rows of it alone."""
-
-    def over(x: Tensor, op: Any) -> Tensor:
-        found = x.clone()
-        dist.all_reduce(found, op, group=mesh.get_group())
-        return found
-
-    first, _ = Rank(mesh.get_local_rank(), mesh.size()).chunk(total, "tokens of vocabulary")
-    head.spread = Spread(
-        first=first,
-        total=total,
-        sum=lambda x: over(x, dist.ReduceOp.SUM),
-        max=lambda x: over(x, dist.ReduceOp.MAX),
-    )
+def _all_losses(head: Projecting, processes: int) -> None:
+    """A loss that reads a head's product gives its rows the gradient of one process's loss, and
+    what is differentiated here is all processes'."""
     plain = head.projection
 
     def projection(x: Tensor, table: Embedding) -> Projection | None:
-        """The loss gives rows the gradient of one process's loss, and it is all processes'."""
+        """As the head's own."""
         found = plain(x, table)
         if found is None:
             return None
-        bias = None if found.bias is None else _Times.apply(found.bias, mesh.size())  # type: ignore[no-untyped-call]
-        weight = _Times.apply(found.weight, mesh.size())  # type: ignore[no-untyped-call]
+        bias = found.bias
+        if bias is not None:
+            bias = _Times.apply(bias, processes)  # type: ignore[no-untyped-call]
+        weight = _Times.apply(found.weight, processes)  # type: ignore[no-untyped-call]
         return replace(found, weight=weight, bias=bias)
 
     head.projection = projection  # type: ignore[method-assign]
