@@ -80,7 +80,7 @@ def put_together(
 def named(state: Mapping[str, Any], names: Sequence[str]) -> dict[str, tuple[str, str]]:
     """The tensors of an optimizer's state: "number.entry" -> the parameter's name, the entry."""
     return {
-        f"{number}.{entry}": (names[number], entry)
+        f"{number}.{entry}": (names[int(number)], entry)
         for number, entries in state.items()
         for entry, value in entries.items()
         if isinstance(value, Tensor)

@@ -143,7 +143,7 @@ def on_ray(
     @ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0)
     class Worker:
         def place(self) -> tuple[str, int]:
-            return ray.util.get_node_ip_address(), free_port()
+            return str(ray.util.get_node_ip_address()), free_port()  # type: ignore[no-untyped-call]
 
         def run(self, rank: int, address: str, port: int) -> Any:
             os.environ.update(

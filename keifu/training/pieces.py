@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from safetensors import safe_open
 from torch import Tensor
-from torch.distributed import checkpoint
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
@@ -35,6 +35,8 @@ from torch.distributed.checkpoint.planner import (
     WriteItemType,
 )
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
 
@@ -77,7 +79,7 @@ def save_pieces(
     """
     alone = not dist.is_initialized()
     with _failures(f"cannot write {folder}"):
-        checkpoint.save(
+        save(
             dict(pieces), storage_writer=_Writer(folder, 0 if alone else dist.get_rank()),
             planner=_Saving(flatten_state_dict=False),
             process_group=group, no_dist=alone,
@@ -101,7 +103,7 @@ def load_pieces(
             raise FormatError(f"{folder}: {name} is {tuple(size)} there, not {piece.place.whole}")
     wanted = {name: piece for name, piece in pieces.items() if not piece.place.zero}
     with _failures(f"cannot read {folder}"):
-        checkpoint.load(
+        load(
             dict(wanted), storage_reader=_Reader(folder, said), planner=_Loading(),
             process_group=group, no_dist=not dist.is_initialized(),
         )  # fmt: skip
@@ -117,7 +119,7 @@ class _failures:
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, checkpoint.CheckpointException):
+        if isinstance(error, CheckpointException):
             first = next(iter(error.failures.values()))[0]
             if isinstance(first, KeifuError):
                 raise type(first)(str(first)) from error

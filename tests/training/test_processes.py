@@ -21,10 +21,16 @@ from tests.nn.processes import together
 from tests.training import worker
 from tests.training.crews import compared
 
-CASES = [
+QUICK = [
     ("llama", Parallel(shard=True)),
     ("mixtral", Parallel(tensor=2)),
     ("mixtral", Parallel(expert=2)),
+]
+CASES = [
+    ("llama", Parallel()),
+    ("llama", Parallel(tensor=2)),
+    ("mixtral", Parallel()),
+    ("mixtral", Parallel(shard=True)),
     ("mixtral", Parallel(expert=2, shard=True)),
 ]
 
@@ -38,7 +44,12 @@ def check(processes: int, cases: list[tuple[str, Parallel]], folder: Path) -> No
 
 
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    check(2, CASES, tmp_path)
+    check(2, QUICK, tmp_path)
+
+
+@pytest.mark.slow
+def test_two_processes_in_all_ways(tmp_path: Path) -> None:
+    check(2, [*CASES, *QUICK], tmp_path)
 
 
 def test_what_does_not_fit_says_what_does() -> None:
