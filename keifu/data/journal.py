@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import os
@@ -41,6 +42,9 @@ class Journal:
         except OSError as refused:
             raise KeifuError(f"cannot write in {folder}: {refused.strerror}") from refused
         self.done: list[dict[str, Any]] = []
+        """What an earlier run noted of each chunk, but for what the corpus steps saw."""
+        self.end = 0
+        """Bytes of the output that are done."""
         try:
             self._begin(recipe, restart)
         except BaseException:
@@ -57,14 +61,10 @@ class Journal:
                     self.done.append(line)
         kept = 0 if not lines else sum(line["bytes"] for line in [lines[0], *self.done])
         self.notes.truncate(kept)
+        self.end = int(self.done[-1]["end"]) if self.done else 0
         self.part.truncate(self.end)
         if not lines:
             self._note(dict(recipe))
-
-    @property
-    def end(self) -> int:
-        """Bytes of the output that are done."""
-        return int(self.done[-1]["end"]) if self.done else 0
 
     def add(self, documents: bytes, facts: Mapping[str, Any], looks: Looks) -> None:
         """A chunk is finished."""
@@ -73,20 +73,19 @@ class Journal:
             self.part.flush()
             os.fsync(self.part.fileno())
             end = self.end + len(documents)
-            note = {**facts, "end": end, "looks": [_written(step) for step in looks]}
-            self._note(note)
+            self._note({**facts, "end": end, "looks": [_written(step) for step in looks]})
         except OSError as refused:
             raise KeifuError(
                 f"cannot write in {self.folder}: {refused.strerror}: run it again, it goes on"
             ) from refused
-        del note["looks"]  # they are needed once, by those who start again
-        self.done.append(note)
+        self.end = end
 
     def looks(self, chunk: int) -> Looks:
-        """What the corpus steps saw of a chunk."""
+        """What the corpus steps saw of a chunk that an earlier run finished."""
+        self.notes.seek(self.done[chunk]["at"])
+        note = json.loads(self.notes.read(self.done[chunk]["bytes"]).partition(b" ")[2])
         return [
-            [(number, base64.b64decode(seen)) for number, seen in step]
-            for step in self.done[chunk].pop("looks")
+            [(number, base64.b64decode(seen)) for number, seen in step] for step in note["looks"]
         ]
 
     def finish(self) -> Path:
@@ -101,8 +100,9 @@ class Journal:
 
     def close(self) -> None:
         """Leave it to a later run."""
-        self.part.close()
-        self.notes.close()
+        for file in (self.part, self.notes):
+            with contextlib.suppress(OSError):  # bytes that a full disk refused: no note has them
+                file.close()
         self._release()
 
     def _release(self) -> None:
@@ -130,13 +130,17 @@ def _locked(folder: Path) -> FileLock:
 
 
 def _whole(file: BinaryIO) -> Iterator[dict[str, Any]]:
-    """The notes up to the first that is not whole, each with its length in bytes."""
+    """The notes up to the first that is not whole, each with its place and its length in bytes."""
     file.seek(0)
+    at = 0
     for line in file:
         mark, _, raw = line.rstrip(b"\n").partition(b" ")
         if not line.endswith(b"\n") or hashlib.sha256(raw).hexdigest()[:16].encode() != mark:
             return
-        yield {**json.loads(raw), "bytes": len(line)}
+        note = json.loads(raw)
+        note.pop("looks", None)  # they may be large together, and are read one by one
+        yield {**note, "at": at, "bytes": len(line)}
+        at += len(line)
 
 
 def _same(begun: Mapping[str, Any], recipe: Mapping[str, Any], folder: Path) -> None:
