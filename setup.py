@@ -27,6 +27,7 @@ HEADERS = [
 VECTOR_SOURCES = ["vectors", "vectors_generic", "vectors_avx2", "vectors_avx512"]
 SCAN_SOURCES = ["scans", "scans_generic", "scans_avx2", "scans_avx512"]
 SCAN_HEADERS = ["simd", "activations", "scan", "scans", "scans_isa"]
+TRAIN_SOURCES = ["train", "train_generic", "train_avx2", "train_avx512"]
 FLAGS = [
     "-std=gnu11",
     "-O3",
@@ -68,4 +69,14 @@ SCANS = Extension(
     optional=True,
 )
 
-setup(ext_modules=[NATIVE, VECTORS, SCANS])
+# What stands between the products of training in bfloat16.
+TRAIN = Extension(
+    "keifu.nn.kernels._train",
+    sources=[f"{FOLDER}/{name}.c" for name in TRAIN_SOURCES],
+    depends=[f"{FOLDER}/{name}.h" for name in ("simd", "train", "train_isa")],
+    extra_compile_args=FLAGS,
+    libraries=["m"],
+    optional=True,
+)
+
+setup(ext_modules=[NATIVE, VECTORS, SCANS, TRAIN])

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from keifu.nn.kernels import trained
 from keifu.nn.masks import UNMARKED, Causal, Full, Landmarks, Mask
 
 Bias = Callable[[Tensor, Tensor], Tensor]
@@ -46,6 +47,10 @@ def attend(
     rows, n, heads, _ = q.shape
     mask = mask.given(landmarks)
     m, groups = k.shape[1], k.shape[2]
+    alone = query_positions.dim() == 1
+    causal = n == m and isinstance(mask, Causal) and alone and softcap is None and bias is None
+    if causal and n > 1 and trained.attends(q, k, v):
+        return trained.causal_attention(q, k, v, scale)
     # A group's queries share keys: (rows, groups, 1, m, width) broadcast by stride, never copied.
     q = q.unflatten(2, (groups, heads // groups)).permute(0, 2, 3, 1, 4)
     k = k.transpose(1, 2).unsqueeze(2)
@@ -55,8 +60,7 @@ def attend(
         if seen is None or seen.dim() == 3:
             out = _decode_one(q, k, v, scale, softcap, seen)
             return out.permute(0, 3, 1, 2, 4).flatten(2, 3)
-    blocks, alone = [], query_positions.dim() == 1
-    causal = n == m and isinstance(mask, Causal) and alone and softcap is None and bias is None
+    blocks = []
     size = n if causal else BLOCK
     for start in range(0, n, size):
         stop = min(start + size, n)

@@ -15,12 +15,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from keifu.nn.kernels import trained
 from keifu.nn.projection import Projection, Spread
 
 IGNORE = -100
 """The label of an item that does not count."""
-CHUNK, FEWEST = 1 << 22, 128
-"""Logits held at once, and the tokens that a chunk has at least."""
+CHUNK, FEWEST, HALF = 1 << 22, 128, 1 << 24
+"""Logits held at once, the tokens that a chunk has at least; logits in bfloat16 held at once."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -44,6 +45,11 @@ class _How:
     rows: int
     spread: Spread | None
     learn: bool
+
+    @property
+    def plain(self) -> bool:
+        """Whether logits are the product and no more, all of them here."""
+        return self.scale == 1.0 and self.softcap is None and self.spread is None
 
 
 def linear_cross_entropy(
@@ -94,6 +100,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         labels: Tensor,
         how: _How,
     ) -> tuple[Tensor, Tensor, Tensor]:
+        if how.plain and bias is None and shift is None and trained.fuses(x):
+            return _fused(ctx, x, weight, labels, how)
         wide = torch.promote_types(weight.dtype, torch.float32)
         wanted = [how.learn and needed for needed in ctx.needs_input_grad[:3]]
         grads = [
@@ -126,6 +134,37 @@ class _LinearCrossEntropy(torch.autograd.Function):
         whole = by.device.type == "cpu" and float(by) == 1.0
         found = [g if g is None or whole else g * by.to(g.dtype) for g in ctx.saved_tensors]
         return (*found, None, None, None)
+
+
+def _fused(
+    ctx: Any, x: Tensor, weight: Tensor, labels: Tensor, how: _How
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same with products in bfloat16, of logits that become their slopes where they lie."""
+    matrix = weight.to(torch.bfloat16)
+    wanted = [how.learn and needed for needed in ctx.needs_input_grad[:2]]
+    grads = [
+        torch.zeros_like(part) if want else None
+        for part, want in zip((x, weight), wanted, strict=True)
+    ]
+    sums = torch.zeros(3, dtype=torch.float64)
+    for span in _spans(x.shape[0], max(how.rows, HALF // weight.shape[0])):
+        some = x[span].to(torch.bfloat16)
+        slope = some @ matrix.T
+        sums += trained.entropy(slope, labels[span], how.smoothing, how.z).sum(0)
+        if grads[0] is not None:
+            grads[0][span] = slope @ matrix
+        if grads[1] is not None:
+            grads[1] += slope.T @ some
+    ctx.save_for_backward(*grads, None)
+    total, squared, right = (one.clone() for one in sums.float())
+    ctx.mark_non_differentiable(squared, right)
+    return total, squared, right
+
+
+def _spans(tokens: int, rows: int) -> list[slice]:
+    """Chunks of about one size, none above `rows`."""
+    each = -(-tokens // -(-tokens // rows)) if tokens else 1
+    return [slice(start, start + each) for start in range(0, tokens, each)]
 
 
 def _added(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor, nn
 
 from keifu.nn.activations import ACTIVATIONS
+from keifu.nn.kernels import trained
 from keifu.nn.linear import Linear
 from keifu.nn.part import Part, parameter
 from keifu.nn.split import Cut, Rank, Split, Sum, beside, combined, ins, outs
@@ -84,8 +86,13 @@ class _GatedMLP(nn.Module):
         self.down = Linear(spec.hidden, spec.width, bias=spec.bias)
 
     def forward(self, x: Tensor, step: Step, state: Handle | None) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        out: Tensor = self.down(ACTIVATIONS[self.spec.act](gate) * up)
+        both = self.gate_up(x)
+        if self.spec.act == "silu" and both.dtype == torch.bfloat16 and trained.fuses(both):
+            inner = trained.silu_gate(both)
+        else:
+            gate, up = both.chunk(2, dim=-1)
+            inner = ACTIVATIONS[self.spec.act](gate) * up
+        out: Tensor = self.down(inner)
         return out
 
 

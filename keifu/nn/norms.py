@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from keifu.core.errors import KeifuError
+from keifu.nn.kernels import trained
 from keifu.nn.part import Part, parameter
 
 
@@ -36,6 +37,8 @@ class _RMSNorm(nn.Module):
         if self.weight is None:
             return F.rms_norm(x, (self.spec.width,), None, self.spec.eps)
         weight = self.weight + self.spec.offset if self.spec.offset else self.weight
+        if trained.fuses(x):
+            return trained.rms_norm(x, weight, self.spec.eps)
         return F.rms_norm(x, (self.spec.width,), weight.to(x.dtype), self.spec.eps)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from keifu.nn.kernels import trained
 from keifu.nn.positions import Position
 from keifu.nn.step import Step
 
@@ -207,6 +208,8 @@ class Rotary(Position):
     def rotate(self, q: Tensor, k: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         """q, k (tokens, heads, head width) with their first `width` dimensions turned."""
         cos, sin = self.tables(step)
+        if self.layout == "half" and trained.turns(q) and trained.turns(k):
+            return trained.turned(q, cos, sin), trained.turned(k, cos, sin)
         cos, sin = cos[:, None, :].to(q.dtype), sin[:, None, :].to(q.dtype)
         return self._turn(q, cos, sin), self._turn(k, cos, sin)
 
