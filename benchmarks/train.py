@@ -63,7 +63,7 @@ class Case:
 
 CASES: Mapping[str, Case] = {
     "7 M": Case(
-        family=Llama(vocab=4096, width=256, hidden=768, depth=6, heads=4, context=256),
+        family=Llama(vocab=4096, width=256, hidden=688, depth=6, heads=4, context=256),
         rows=8, tokens=256, steps=4, rounds=5, ratio=1.6,
     ),
     "110 M": Case(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from keifu.nn.kernels import formats_rows, scans, tiles
+from keifu.nn.kernels import formats_rows, scans, tiles, trained
 from keifu.nn.kernels.formats import Packed
 
 FEW = 2
@@ -40,6 +40,8 @@ STEPS, LONG = ((16, 4), (128, 16), (512, 32)), 128
 
 def dense(x: Tensor, weight: Tensor) -> Tensor:
     """x (..., inputs) @ weight.T in the weight's precision, returned in x's."""
+    if x.dim() == 2 and trained.multiplies(x, weight):
+        return trained.multiplied(x, weight)
     if x.dim() == 2 and scans.multiplies(x, weight):
         return scans.multiplied(x, weight).to(x.dtype)
     if x.dtype == weight.dtype:

@@ -122,6 +122,34 @@ def _half(x: Tensor) -> Tensor:
     return x.to(torch.bfloat16).contiguous()
 
 
+def multiplies(x: Tensor, weight: Tensor) -> bool:
+    """Whether `multiplied` takes them: a product with a plain float32 matrix."""
+    plain = type(weight) in (Tensor, torch.nn.Parameter)
+    return plain and weight.dtype == torch.float32 and fuses(x)
+
+
+def multiplied(x: Tensor, weight: Tensor) -> Tensor:
+    """x (tokens, inputs) @ weight.T in bfloat16, as autocast makes it, without its detours."""
+    out: Tensor = _Product.apply(x, weight)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.dtype, half, matrix = x.dtype, x.to(torch.bfloat16), weight.to(torch.bfloat16)
+        ctx.save_for_backward(half, matrix)
+        return half @ matrix.T
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        half, matrix = ctx.saved_tensors
+        slope, (of_x, of_weight) = slope.to(torch.bfloat16), ctx.needs_input_grad
+        dx = (slope @ matrix).to(ctx.dtype) if of_x else None
+        return dx, (slope.T @ half).float() if of_weight else None
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / rms(x) * weight (Zhang & Sennrich 2019): x (..., width) -> the same in bfloat16."""
     out: Tensor = _RMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
