@@ -23,6 +23,7 @@ from benchmarks import (
     speculate,
     startup,
     streams,
+    train,
     vectors,
 )
 from keifu.checkpoints.store import pull
@@ -100,9 +101,10 @@ def main() -> None:
         "gpu": gpu.measure,
         "prefix": prefix.measure,
         "tokenize": shards.measure,
+        "train": train.measure,
         "soak": soak.measure,
     }
-    own = {"vectors", "clean", "embed", "experts", "gpu", "mamba"}
+    own = {"clean", "embed", "experts", "gpu", "mamba", "train", "vectors"}
     """Those that do not run the model that is asked for, but their own."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", help=f"which of {', '.join(every)}; none: all but soak")

@@ -175,9 +175,7 @@ def measure(
     found: dict[str, Any] = {}
     for name in cases:
         case = CASES[name]
-        told = trained(
-            case, subjects, threads=threads, python=python, rounds=rounds or case.rounds
-        )
+        told = trained(case, subjects, threads=threads, python=python, rounds=rounds or case.rounds)
         found |= {f"{name}, {key}": value for key, value in told.items()}
     return found
 

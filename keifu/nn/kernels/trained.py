@@ -310,8 +310,10 @@ class _Attention(torch.autograd.Function):
 
 def _grouped(x: Tensor, groups: int) -> Tensor:
     """(rows, n, heads, width) -> (rows * groups, share * n, width): a group's heads share keys."""
-    return x.unflatten(2, (groups, -1)).permute(0, 2, 3, 1, 4).reshape(
-        x.shape[0] * groups, -1, x.shape[3]
+    return (
+        x.unflatten(2, (groups, -1))
+        .permute(0, 2, 3, 1, 4)
+        .reshape(x.shape[0] * groups, -1, x.shape[3])
     )
 
 
