@@ -130,7 +130,7 @@ def multiplies(x: Tensor, weight: Tensor) -> bool:
 
 def multiplied(x: Tensor, weight: Tensor) -> Tensor:
     """x (tokens, inputs) @ weight.T in bfloat16, as autocast makes it, without its detours."""
-    out: Tensor = _Product.apply(x, weight)  # type: ignore[no-untyped-call]
+    out: Tensor = _Product.apply(x, weight)
     return out
 
 
@@ -152,7 +152,7 @@ class _Product(torch.autograd.Function):
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / rms(x) * weight (Zhang & Sennrich 2019): x (..., width) -> the same in bfloat16."""
-    out: Tensor = _RMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
+    out: Tensor = _RMSNorm.apply(x, weight, eps)
     return out
 
 
@@ -184,7 +184,7 @@ class _RMSNorm(torch.autograd.Function):
 
 def silu_gate(both: Tensor) -> Tensor:
     """silu(gate) * up (Shazeer 2020, SwiGLU): (tokens, 2 * hidden) bfloat16 -> (tokens, hidden)."""
-    out: Tensor = _Gate.apply(both)  # type: ignore[no-untyped-call]
+    out: Tensor = _Gate.apply(both)
     return out
 
 
@@ -218,7 +218,7 @@ def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     Args:
         x: (tokens, heads, width) bfloat16; cos, sin: (tokens, half) float32, half * 2 <= width.
     """
-    out: Tensor = _Turned.apply(x, cos.contiguous(), sin.contiguous(), 1.0)  # type: ignore[no-untyped-call]
+    out: Tensor = _Turned.apply(x, cos.contiguous(), sin.contiguous(), 1.0)
     return out
 
 
@@ -271,7 +271,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     Returns:
         (rows, n, heads, value width)
     """
-    out: Tensor = _Attention.apply(q, k, v, scale)  # type: ignore[no-untyped-call]
+    out: Tensor = _Attention.apply(q, k, v, scale)
     return out
 
 
@@ -319,8 +319,7 @@ def _grouped(x: Tensor, groups: int) -> Tensor:
 
 def _ungrouped(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     rows, n, heads, _ = shape
-    each = x.view(rows, -1, n, x.shape[2])
-    return each.view(rows, heads, n, -1).transpose(1, 2)
+    return x.view(rows, heads, n, x.shape[2]).transpose(1, 2)
 
 
 def _parts(q: Tensor, n: int) -> list[slice]:
