@@ -36,6 +36,8 @@ def linear_scan(
         live = torch.tensor([row for row, n in enumerate(lengths) if n], device=new.device)
         states, last = linear_scan(decay, new, start[live], [n for n in lengths if n])
         return states, start.index_copy(0, live, last)
+    wide = torch.promote_types(new.dtype, start.dtype)  # a state keeps its own precision
+    decay, new = decay.to(wide), new.to(wide)
     ends = torch.tensor(lengths, device=new.device).cumsum(0)
     firsts = torch.cat([ends.new_zeros(1), ends[:-1]])
     # A row's first token takes the row's start and nothing from the row before it.

@@ -130,7 +130,7 @@ def multiplies(x: Tensor, weight: Tensor) -> bool:
 
 def multiplied(x: Tensor, weight: Tensor) -> Tensor:
     """x (tokens, inputs) @ weight.T in bfloat16, as autocast makes it, without its detours."""
-    out: Tensor = _Product.apply(x, weight)
+    out: Tensor = _Product.apply(x, weight)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -142,7 +142,7 @@ class _Product(torch.autograd.Function):
         return half @ matrix.T
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, Tensor | None]:
         half, matrix = ctx.saved_tensors
         slope, (of_x, of_weight) = slope.to(torch.bfloat16), ctx.needs_input_grad
@@ -152,7 +152,7 @@ class _Product(torch.autograd.Function):
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / rms(x) * weight (Zhang & Sennrich 2019): x (..., width) -> the same in bfloat16."""
-    out: Tensor = _RMSNorm.apply(x, weight, eps)
+    out: Tensor = _RMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -170,7 +170,7 @@ class _RMSNorm(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor, None]:
         x, wide, scale = ctx.saved_tensors
         width, rows = x.shape[-1], scale.numel()
@@ -184,7 +184,7 @@ class _RMSNorm(torch.autograd.Function):
 
 def silu_gate(both: Tensor) -> Tensor:
     """silu(gate) * up (Shazeer 2020, SwiGLU): (tokens, 2 * hidden) bfloat16 -> (tokens, hidden)."""
-    out: Tensor = _Gate.apply(both)
+    out: Tensor = _Gate.apply(both)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -198,7 +198,7 @@ class _Gate(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> Tensor:
         (both,) = ctx.saved_tensors
         (rows, twice), out = both.shape, torch.empty_like(both)
@@ -218,7 +218,7 @@ def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     Args:
         x: (tokens, heads, width) bfloat16; cos, sin: (tokens, half) float32, half * 2 <= width.
     """
-    out: Tensor = _Turned.apply(x, cos.contiguous(), sin.contiguous(), 1.0)
+    out: Tensor = _Turned.apply(x, cos.contiguous(), sin.contiguous(), 1.0)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -229,7 +229,7 @@ class _Turned(torch.autograd.Function):
         return _turn(x, cos, sin, 1.0)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None, None]:
         cos, sin = ctx.saved_tensors
         flat = slope if turns_flat(slope) else _half(slope)
@@ -271,7 +271,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     Returns:
         (rows, n, heads, value width)
     """
-    out: Tensor = _Attention.apply(q, k, v, scale)
+    out: Tensor = _Attention.apply(q, k, v, scale)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -289,7 +289,7 @@ class _Attention(torch.autograd.Function):
         return _ungrouped(out, q.shape)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         a, b, c = ctx.saved_tensors
         n = b.shape[1]
@@ -310,16 +310,14 @@ class _Attention(torch.autograd.Function):
 
 def _grouped(x: Tensor, groups: int) -> Tensor:
     """(rows, n, heads, width) -> (rows * groups, share * n, width): a group's heads share keys."""
-    return (
-        x.unflatten(2, (groups, -1))
-        .permute(0, 2, 3, 1, 4)
-        .reshape(x.shape[0] * groups, -1, x.shape[3])
-    )
+    each: Tensor = x.unflatten(2, (groups, -1)).permute(0, 2, 3, 1, 4)
+    return each.reshape(x.shape[0] * groups, -1, x.shape[3])
 
 
 def _ungrouped(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     rows, n, heads, _ = shape
-    return x.view(rows, heads, n, x.shape[2]).transpose(1, 2)
+    out: Tensor = x.view(rows, heads, n, x.shape[2]).transpose(1, 2)
+    return out
 
 
 def _parts(q: Tensor, n: int) -> list[slice]:
