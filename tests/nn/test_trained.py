@@ -68,7 +68,8 @@ def near(got: Tensor | None, expected: Tensor | None, times: float = 2.0) -> Non
     """Within the rounding of what went in, what came out and what was kept."""
     assert got is not None
     assert expected is not None
-    atol = 1e-5 if got.dtype == torch.float32 else times * ROUNDING * float(expected.detach().abs().max())
+    most = float(expected.detach().abs().max())
+    atol = 1e-5 if got.dtype == torch.float32 else times * ROUNDING * most
     torch.testing.assert_close(got.float(), expected.float(), atol=atol, rtol=times * ROUNDING)
 
 
