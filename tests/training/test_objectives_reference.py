@@ -33,13 +33,13 @@ from tests.training.models import transformer
 from tests.training.vocabularies import examples, vocabulary
 
 torch.set_num_threads(1)
-CLOSE = {"atol": 1e-5, "rtol": 1e-4}
+CLOSE: dict[str, Any] = {"atol": 1e-5, "rtol": 1e-4}
 RATE = 0.1
 SMALL: dict[str, Any] = {
     "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
     "num_attention_heads": 4, "max_position_embeddings": 64,
 }  # fmt: skip
-STILL = {
+STILL: dict[str, Any] = {
     "hidden_dropout_prob": 0.0,
     "attention_probs_dropout_prob": 0.0,
     "classifier_dropout_prob": 0.0,
@@ -61,23 +61,21 @@ def albert() -> Any:
 
 
 def t5() -> Any:
-    return hf.T5ForConditionalGeneration(
-        hf.T5Config(
-            vocab_size=96, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, dropout_rate=0.0,
-            decoder_start_token_id=0,
-        )
-    )  # fmt: skip
+    sizes: dict[str, Any] = {
+        "vocab_size": 96, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4,
+        "dropout_rate": 0.0, "decoder_start_token_id": 0,
+    }  # fmt: skip
+    return hf.T5ForConditionalGeneration(hf.T5Config(**sizes))
 
 
 def bart() -> Any:
-    return hf.BartForConditionalGeneration(
-        hf.BartConfig(
-            vocab_size=96, d_model=32, encoder_layers=2, decoder_layers=2, dropout=0.0,
-            encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=48,
-            decoder_ffn_dim=48, max_position_embeddings=64, decoder_start_token_id=2,
-            pad_token_id=0, bos_token_id=3, eos_token_id=2, forced_eos_token_id=None,
-        )
-    )  # fmt: skip
+    sizes: dict[str, Any] = {
+        "vocab_size": 96, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "dropout": 0.0,
+        "encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 48,
+        "decoder_ffn_dim": 48, "max_position_embeddings": 64, "decoder_start_token_id": 2,
+        "pad_token_id": 0, "bos_token_id": 3, "eos_token_id": 2, "forced_eos_token_id": None,
+    }  # fmt: skip
+    return hf.BartForConditionalGeneration(hf.BartConfig(**sizes))
 
 
 def grid(rows: Sequences, values: Tensor | None = None, fill: int = 0) -> Tensor:
@@ -193,7 +191,7 @@ def test_loss_gradient_and_step_are_those_of_the_reference(name: str) -> None:
     for n, wanted in theirs_as_ours(spec, family.names(), grads).items():
         found = ours.get_parameter(n).grad
         found = torch.zeros_like(wanted) if found is None else found
-        torch.testing.assert_close(found, wanted, **CLOSE, msg=lambda m, n=n: f"{n}: {m}")
+        torch.testing.assert_close(found, wanted, **CLOSE)
 
     optimizer = torch.optim.SGD(theirs.parameters(), lr=RATE)
     optimizer.step()

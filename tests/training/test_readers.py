@@ -59,9 +59,8 @@ def test_masking_has_the_collators_ratios_on_100k_tokens() -> None:
     assert batch.labels is not None
     ours = shares(batch.ids, batch.labels)
     rust = Rust(models.WordLevel({str(i): i for i in range(96)}, unk_token="0"))
-    theirs = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=rust, mask_token="5", pad_token="0"
-    )
+    fast: Any = transformers.PreTrainedTokenizerFast
+    theirs = fast(tokenizer_object=rust, mask_token="5", pad_token="0")
     collator = transformers.DataCollatorForLanguageModeling(theirs, seed=1)
     made = collator([{"input_ids": texts(n).ids.tolist()} for n in range(200)])
     expected = shares(made["input_ids"].flatten(), made["labels"].flatten())
@@ -133,9 +132,9 @@ def test_of_a_thousand_random_texts_nothing_is_lost(name: str) -> None:
         ids = text(random, int(random.integers(2, 40))).tolist()
         one = alone(ids, seed)
         if name == "middle":
-            objective = FillInTheMiddle(rate=0.9)
-            (batch,) = [objective.reader(PLAIN)([one])]
-            whole, _ = objective.middles(PLAIN).whole(batch.ids.tolist())
+            cut = FillInTheMiddle(rate=0.9)
+            made = cut.reader(PLAIN)([one])
+            whole, _ = cut.middles(PLAIN).whole(made.ids.tolist())
             assert whole == ids
         elif name == "noises":
             noised = Denoising(noises=tuple(random.permutation(NOISES)[:3])).noised(ids, one, PLAIN)
@@ -145,10 +144,10 @@ def test_of_a_thousand_random_texts_nothing_is_lost(name: str) -> None:
             covered = [p for place in noised.places for p in place]
             assert len(covered) == len(set(covered))
         elif name == "rows":
-            row = MixtureOfDenoisers(form="row").reader(PLAIN)([one])
-            cut = row.landmarks[0].prefix
+            row: Any = MixtureOfDenoisers(form="row").reader(PLAIN)([one])
+            end = row.landmarks[0].prefix
             assert row.ids[0] in [PLAIN.named[n] for n in ("[NLU]", "[S2S]", "[NLG]")]
-            read, written = row.ids[1:cut].tolist(), row.ids[cut:].tolist()
+            read, written = row.ids[1:end].tolist(), row.ids[end:].tolist()
             assert restored(read, written, PLAIN.sentinels, ends[0]) == ids
         else:
             objective: Any = Spans() if name == "spans" else MixtureOfDenoisers(signs=False)
