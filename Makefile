@@ -1,5 +1,5 @@
 # Each goal makes .venv if it is missing and installs what it needs, pinned by constraints.txt.
-.PHONY: demo test test-slow bench lint size docs clean
+.PHONY: demo demo-train test test-slow bench lint size docs clean
 .DEFAULT_GOAL := demo
 
 BIN := .venv/bin
@@ -10,6 +10,10 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 demo: .venv/.serve ## talk to the default model
 	$(BIN)/keifu chat "Tell me in two sentences what a family tree is."
 	@echo; echo "More: $(BIN)/keifu chat (a conversation), serve, tree, doctor, --help"
+
+# Ten minutes on two cores: a tokenizer, shards, a small Llama, its curves and an n-gram beside it.
+demo-train: .venv/.plot ## train a model on the standard library's sources
+	$(BIN)/python recipes/demo_train.py runs/demo train.precision=bf16
 
 test: .venv/.test
 	$(BIN)/keifu models pull default --quiet

@@ -118,7 +118,7 @@ def train(
                 show(record, measured)
                 saver(record)
                 if interrupted.is_set():
-                    saver.save(record.step + 1)
+                    saver.save(trainer.state.step)
                     raise KeyboardInterrupt
 
             trainer.on_step = (*trainer.on_step, after)
