@@ -29,7 +29,9 @@ from keifu.core.registry import Registry
 from keifu.core.values import checked, differences, made, strange, told
 from keifu.data.mixture import Stage
 from keifu.families import families
+from keifu.training.average import Average
 from keifu.training.groups import EVERYTHING, Group
+from keifu.training.guard import Guard
 from keifu.training.loop import TrainOptions
 from keifu.training.objectives import objectives
 from keifu.training.optimizer import Optimization
@@ -172,6 +174,10 @@ class Recipe:
     """Which parameters learn, and how fast"""
     train: TrainOptions = TrainOptions()
     """How long and how the loop runs"""
+    guard: Guard = Guard()
+    """Which steps are left out, and when the run goes back"""
+    average: Average | None = None
+    """Keep a moving average of the weights, which is what is measured"""
     evaluate: EvaluateOptions = EvaluateOptions()
     """When it is measured"""
     checkpoints: CheckpointOptions = CheckpointOptions()
@@ -381,6 +387,8 @@ _SECTIONS: dict[str, Any] = {
     "schedule": partial(_named, schedules, "schedule"),
     "groups": _groups,
     "train": partial(_section, TrainOptions, "train"),
+    "guard": partial(_section, Guard, "guard"),
+    "average": partial(_section, Average, "average"),
     "evaluate": partial(_section, EvaluateOptions, "evaluate"),
     "checkpoints": partial(_section, CheckpointOptions, "checkpoints"),
 }

@@ -169,7 +169,7 @@ def _trainer(
     data = numbered(examples_of(options, shards), options.batch, reader, seed=options.seed)
     trainer = Trainer(
         made.model, objective, optimization=recipe.optimizer, schedule=recipe.plan(),
-        groups=recipe.groups, options=recipe.train,
+        groups=recipe.groups, options=recipe.train, guard=recipe.guard, average=recipe.average,
     )  # fmt: skip
     if not any(Corpus(folder).sources("held-out") for folder in shards):
         return trainer, data, lambda record: {}
@@ -183,7 +183,7 @@ def _trainer(
         done = record.step + 1
         if done % recipe.evaluate.every and done != recipe.train.steps:
             return {}
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), trainer.averaged():
             loss, metrics = evaluate(made.model, objective, (drawn(i) for i in range(most)))
         return {"held_out": {"loss": loss, **metrics}}
 
@@ -210,7 +210,9 @@ def _restore(
     fresh = optimizer_groups(
         trainer.model, recipe.groups, lr=recipe.optimizer.lr, decay=recipe.optimizer.decay
     )
-    for group, new in zip(trainer.optimizer.param_groups, fresh, strict=True):
+    by_name = {name: group for group in fresh for name in group["names"]}
+    for group in trainer.optimizer.param_groups:  # an optimizer may have split them further
+        new = by_name[group["names"][0]]
         group["base"], group["weight_decay"] = new["base"], new["weight_decay"]
 
 

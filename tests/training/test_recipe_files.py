@@ -9,6 +9,7 @@ import torch
 
 from keifu.checkpoints import whole
 from keifu.families._load import open_checkpoint
+from keifu.training.average import Average
 from keifu.training.recipe import read
 from keifu.training.run import train
 
@@ -39,3 +40,17 @@ def test_two_steps_of_a_recipe_run_and_go_on(name: str, tmp_path: Path) -> None:
     found = whole.latest_whole(tmp_path / "run")
     assert found is not None
     assert open_checkpoint(found).family_name == again.model.family
+
+
+def test_guards_averages_and_muon_are_a_recipes_too(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    (tmp_path / "text.txt").write_text((ROOT / "docs/training.md").read_text("utf-8"))
+    name = next(name for name in RECIPES if name not in LARGE)
+    over = [*SMALL, f"data.sources.text=[{tmp_path / 'text.txt'}]", "guard.deviations=6",
+            "average.decay=0.5", "optimizer={name: muon}", "optimizer.lr=0.001"]  # fmt: skip
+    path = ROOT / "recipes" / f"{name}.yaml"
+    train(read(path, [*over, "train.steps=2"]), tmp_path / "run")
+    kept = read(tmp_path / "run" / "recipe.yaml")
+    assert (kept.guard.deviations, kept.average) == (6, Average(decay=0.5))
+    again = read(path, [*over, "train.steps=3", "optimizer.decay=0.2"])
+    assert train(again, tmp_path / "run", resume=True, override=True).steps == 3
