@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import signal
 import threading
 import time
@@ -22,6 +23,8 @@ from keifu.data.corpus import Corpus
 from keifu.training.groups import optimizer_groups
 from keifu.training.loop import Record, Trainer, evaluate
 from keifu.training.making import (
+    SHARDS,
+    TOKENIZER,
     Made,
     Say,
     examples_of,
@@ -140,6 +143,10 @@ def _begin(folder: RunFolder, recipe: Recipe, resume: bool, override: bool) -> P
     if not folder.recipe.exists():
         return None
     changed = recipe.against(read(folder.recipe))
+    if changed and not folder.begun():  # it failed before its first step: nothing is lost
+        for made in (TOKENIZER, SHARDS):
+            shutil.rmtree(folder.path / made, ignore_errors=True)
+        return None
     if changed and not override:
         raise KeifuError(
             f"{folder.path} was begun with another recipe: {'; '.join(changed)} (--override goes "

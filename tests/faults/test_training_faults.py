@@ -193,6 +193,14 @@ def test_48_another_recipe_or_other_data_is_refused_with_the_difference(recipe: 
     assert read(out / "recipe.yaml").train.steps == 12
 
 
+def test_48_a_recipe_that_failed_before_its_first_step_can_be_mended(recipe: Path) -> None:
+    out = recipe.parent / "out"
+    with pytest.raises(ConfigError, match="does not fit"):
+        train(read(recipe, ["train.steps=2"]), out)
+    train(read(recipe, ["train.steps=4", "tokenizer.size=290"]), out)
+    assert json.loads((out / "checkpoints/step-4/config.json").read_text())["vocab_size"] <= 290
+
+
 def test_48_other_shards_and_another_optimizer_are_noticed(recipe: Path) -> None:
     a, b = recipe.parent / "a", recipe.parent / "b"
     train(read(recipe, ["train.steps=4"]), a)
