@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from keifu.checkpoints import whole
 from keifu.core.errors import ConfigError, KeifuError
+from keifu.text.load import load
 from keifu.training.recipe import read
 from keifu.training.run import train
 
@@ -198,7 +199,7 @@ def test_48_a_recipe_that_failed_before_its_first_step_can_be_mended(recipe: Pat
     with pytest.raises(ConfigError, match="does not fit"):
         train(read(recipe, ["train.steps=2"]), out)
     train(read(recipe, ["train.steps=4", "tokenizer.size=290"]), out)
-    assert json.loads((out / "checkpoints/step-4/config.json").read_text())["vocab_size"] <= 290
+    assert len(load(out / "checkpoints/step-4")) <= 290
 
 
 def test_48_other_shards_and_another_optimizer_are_noticed(recipe: Path) -> None:
