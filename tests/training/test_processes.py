@@ -84,7 +84,7 @@ def test_a_process_is_killed_and_the_run_goes_on_to_the_bit(
     assert time.monotonic() - began < 60
     said = capfd.readouterr().err.strip().splitlines()
     assert len(said) <= 1, said
-    assert read_state(tmp_path / "cut")["run"]["step"] == 2
+    assert read_state(tmp_path / "cut")["run"]["step"] in (2, 3)  # copies: 0 needs no word of 1
     assert equal(launched(tmp_path / "cut", 5, more=more), want)
     assert far_apart(launched(tmp_path / "alone", 5, processes=1), want) < 1e-5
 
