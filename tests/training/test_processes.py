@@ -81,9 +81,10 @@ def test_a_process_is_killed_and_the_run_goes_on_to_the_bit(
     began = time.monotonic()
     with pytest.raises(KeifuError, match="process 1 of 2 was ended by signal 9, so the run has"):
         launched(tmp_path / "cut", 5, kill=3, more=more)
-    assert time.monotonic() - began < 60
-    said = capfd.readouterr().err.strip().splitlines()
-    assert len(said) <= 1, said
+    assert time.monotonic() - began < 120
+    said = capfd.readouterr().err
+    assert said.count("keifu: process 0 of 2 has lost another one") <= 1, said
+    assert "Traceback" not in said, said
     assert read_state(tmp_path / "cut")["run"]["step"] in (2, 3)  # copies: 0 needs no word of 1
     assert equal(launched(tmp_path / "cut", 5, more=more), want)
     assert far_apart(launched(tmp_path / "alone", 5, processes=1), want) < 1e-5
