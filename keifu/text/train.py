@@ -33,11 +33,13 @@ class TrainOptions:
     min_frequency: int = 2
     """A pair seen less often than this is not merged."""
     bos: str | None = None
-    """Names of the special tokens; None leaves the role out. They get the first ids."""
+    """Special token before a text; None leaves the role out. Special ones get the first ids."""
     eos: str | None = "<|endoftext|>"
+    """Special token after a text."""
     unk: str | None = None
     """Needed by Unigram and WordPiece, which cannot write every character."""
     pad: str | None = None
+    """Special token that fills up rows."""
     mask: str | None = None
     """WordPiece always has [MASK]"""
     special: tuple[str, ...] = ()
