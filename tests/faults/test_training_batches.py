@@ -33,7 +33,7 @@ def weights(model: Any) -> Tensor:
 
 
 @pytest.mark.parametrize("name", ["llama", "bert", "albert", "t5", "bart", "pegasus", "ernie"])
-def test_one_batch_of_eight_two_of_four_and_eight_of_one_are_one_step(name: str) -> None:
+def test_52_one_batch_of_eight_two_of_four_and_eight_of_one_are_one_step(name: str) -> None:
     """Ragged rows, each masked and damaged by its own number."""
     family: Any = families[name].tiny()
     objective = natural(family)
@@ -51,7 +51,7 @@ def test_one_batch_of_eight_two_of_four_and_eight_of_one_are_one_step(name: str)
         torch.testing.assert_close(state, found[0][2], atol=1e-5, rtol=1e-5)
 
 
-def test_packing_and_padding_are_one_loss_and_gradient() -> None:
+def test_52_packing_and_padding_are_one_loss_and_gradient() -> None:
     random = np.random.default_rng(0)
     parts = [random.integers(0, 23, n) for n in (5, 9, 2, 7)]
     lengths = tuple(map(len, parts))
@@ -76,7 +76,7 @@ def test_packing_and_padding_are_one_loss_and_gradient() -> None:
 
 
 @pytest.mark.parametrize("name", ["llama", "bert", "t5", "bart", "roberta", "t5-encoder"])
-def test_what_has_nothing_to_learn_is_left_out_and_counted(name: str) -> None:
+def test_45_what_has_nothing_to_learn_is_left_out_and_counted(name: str) -> None:
     """Empty texts and all-masked ones among others: no NaN, and the loss of the others alone."""
     family: Any = families[name].tiny()
     objective = natural(family)
