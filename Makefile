@@ -11,7 +11,7 @@ demo: .venv/.serve ## talk to the default model
 	$(BIN)/keifu chat "Tell me in two sentences what a family tree is."
 	@echo; echo "More: $(BIN)/keifu chat (a conversation), serve, tree, doctor, --help"
 
-# Ten minutes on two cores: a tokenizer, shards, a small Llama, its curves and an n-gram beside it.
+# Seven minutes on two cores: a tokenizer, shards, a small Llama, its curves and an n-gram beside it.
 demo-train: .venv/.plot ## train a model on the standard library's sources
 	$(BIN)/python recipes/demo_train.py runs/demo train.precision=bf16
 
