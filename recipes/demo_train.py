@@ -5,8 +5,8 @@
 
 Learns a tokenizer, writes shards, trains recipes/llama.yaml, draws curves.png, shows a text before
 and after, and compares held-out perplexity with an interpolated Kneser-Ney model of four tokens
-that is counted on the same shards. On two cores of 2023 with AVX-512 and BF16, 1,700 steps took seven
-minutes and ended at a perplexity of 47 beside the n-grams' 66; 700 steps at 81.
+that is counted on the same shards. On two cores of 2023 with AVX-512 and BF16, 1,700 steps took
+seven minutes and ended at a perplexity of 47 beside the n-grams' 66; 700 steps at 81.
 """
 
 from __future__ import annotations
